@@ -1,0 +1,135 @@
+"""A loaded model, and its own format on disk: an Orbax checkpoint that knows its configuration, with its tokenizer."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from tcircuits import checkpoint
+from tcircuits.models.config import ModelConfig, RopeScaling
+from tcircuits.models.params import Params, abstract, spec
+from tcircuits.models.tokenizers import NO_TOKENIZER, Tokenizer, from_json
+from tcircuits.parallel import is_lead, shardings
+from tcircuits.types import InputError
+
+FORMAT, VERSION = "tcircuits.model", 1
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model: configuration, parameters, tokenizer (None where the source has none), name."""
+
+    cfg: ModelConfig
+    params: Params
+    tokenizer: Tokenizer | None
+    name: str
+
+    def encode(self, text: str, *, bos: str = "none") -> list[int]:
+        """Token ids of a text. `bos`: `add` puts the BOS token before it, `auto` where the model was made with one.
+
+        Raises:
+            InputError: the model has no tokenizer, `add` without a BOS token, or a text that is no Unicode.
+        """
+        if self.tokenizer is None:
+            raise InputError(NO_TOKENIZER)
+        try:
+            text.encode()
+        except UnicodeEncodeError as problem:  # half a surrogate pair; so Python shows arguments that are not UTF-8
+            raise InputError(f"the text is not Unicode at character {problem.start}: give it in UTF-8") from None
+        if bos not in ("auto", "add", "none"):
+            raise InputError(f"bos={bos!r}; there are auto, add, none")
+        ids, first = self.tokenizer.encode(text), self.tokenizer.bos_id
+        if bos == "add" and first is None:
+            raise InputError(f"bos='add', but the tokenizer of {self.name!r} has no BOS token: use 'none'")
+        wanted = bos == "add" or (bos == "auto" and self.tokenizer.adds_bos)
+        return [first, *ids] if wanted and first is not None and ids[:1] != [first] else ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids; without a tokenizer the ids themselves."""
+        return " ".join(map(str, ids)) if self.tokenizer is None else self.tokenizer.decode(ids)
+
+    def token(self, token_id: int) -> str:
+        """One token as shown to people; without a tokenizer its id."""
+        return f"#{token_id}" if self.tokenizer is None else self.tokenizer.token(token_id)
+
+
+def save_model(model: Model, path: str | os.PathLike[str]) -> None:
+    """Write a model to a new folder that `load_model` reads: arrays, configuration, tokenizer. Every process calls it.
+
+    Raises:
+        InputError: the folder exists.
+    """
+    tokenizer = model.tokenizer
+    about: dict[str, Any] = {"name": model.name, "config": json.dumps(asdict(model.cfg)), "tokenizer": None}
+    if tokenizer is not None:
+        about["tokenizer"] = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "adds_bos": tokenizer.adds_bos}
+    checkpoint.save(Path(path), model.params, format_name=FORMAT, version=VERSION, about=about)
+    if tokenizer is not None and is_lead():
+        draft = Path(path) / f".{TOKENIZER}"
+        draft.write_text(tokenizer.to_json(), encoding="utf-8")
+        draft.rename(Path(path) / TOKENIZER)
+
+
+def _saved_config(path: Path, about: Mapping[str, Any]) -> ModelConfig:
+    try:
+        raw = json.loads(about["config"])
+        known = {f.name for f in fields(ModelConfig)}
+        unknown = sorted(raw.keys() - known)
+        if unknown:
+            raise ValueError(f"unknown settings {', '.join(unknown)}: written by a newer release?")
+        scaling = raw.pop("rope_scaling")
+        raw |= {name: tuple(raw[name]) for name in ("windows", "unrotated") if name in raw}
+        return ModelConfig(**raw, rope_scaling=None if scaling is None else RopeScaling(**scaling))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: its configuration cannot be read: {error}") from error
+
+
+def _saved_tokenizer(path: Path, special: Mapping[str, Any]) -> Tokenizer:
+    try:
+        return from_json(path.read_text(encoding="utf-8"), **special)
+    except (OSError, UnicodeDecodeError, TypeError, InputError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def saved_config(path: Path) -> tuple[ModelConfig, str]:
+    """Configuration and name of a model that `save_model` wrote, without its arrays."""
+    about = checkpoint.metadata(path, format_name=FORMAT, version=VERSION)
+    return _saved_config(path, about), str(about.get("name", path.name))
+
+
+def load_saved(path: Path, dtype: Any, mesh: Mesh | None) -> Model:
+    """A model that `save_model` wrote.
+
+    Raises:
+        InputError: a folder that is incomplete, damaged or of another release, values that are not finite.
+    """
+    about = checkpoint.metadata(path, format_name=FORMAT, version=VERSION)
+    cfg = _saved_config(path, about)
+    special, tokenizer = about.get("tokenizer"), None
+    if special is not None:
+        tokenizer = _saved_tokenizer(path / TOKENIZER, special)  # before the arrays are read
+    shapes = abstract(cfg, dtype)
+    if mesh is not None:
+        places = shardings(spec(cfg), mesh)
+        shapes = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
+    params = checkpoint.load(path, shapes)
+    wrong = [
+        jax.tree_util.keystr(k, simple=True, separator=".")
+        for k, x in jax.tree.leaves_with_path(_finite(params))
+        if not x
+    ]
+    if wrong:
+        raise InputError(f"{path}: values that are NaN or infinite in {dtype.name}: {', '.join(wrong)}")
+    return Model(cfg, params, tokenizer, str(about.get("name", path.name)))
+
+
+@jax.jit
+def _finite(params: Params) -> Params:
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), params)
