@@ -1,0 +1,79 @@
+"""What a dictionary is: kind, sizes, activation function, and where it reads and writes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+
+Kind = Literal["transcoder", "clt", "neurons"]
+ActivationName = Literal["relu", "topk", "batchtopk", "jumprelu"]
+Reads = Literal["resid_mid", "normalized", "mlp_in"]
+Writes = Literal["mlp_out", "mlp_raw"]
+Fill = Literal["error", "neurons"]
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class TranscoderConfig:
+    """Sizes and switches of a set of dictionaries over the layers of one model.
+
+    Attributes:
+        kind: `transcoder` writes to its own layer, `clt` to its own and all later ones, `neurons` are the model's MLP.
+        n_layers: layers of the model.
+        layers: the layers that have a dictionary, ascending (all of them for `clt` and `neurons`).
+        k: number kept by `topk`.
+        signed_topk: `topk` keeps negative pre-activations that are among the k largest (circuit-tracer's files);
+            otherwise a ReLU comes first (sparsify's).
+        margin: `topk` ranks features by how far they are above their thresholds, and keeps none that is not above
+            (clt-training's files, where the value of a feature that is on has an offset).
+        reads: `resid_mid` is the residual stream that the MLP's norm reads (with parallel blocks `resid_pre`);
+            `normalized` is after the norm without gain and bias; `mlp_in` is what the MLP itself reads.
+        writes: `mlp_out` is what is added to the residual stream; `mlp_raw` is before a post-norm (they differ for
+            Gemma 2, 3).
+        skip: an affine path y += x W_skip beside the features.
+        fill: what stands for the MLP of a layer without dictionary: an error node, or its neurons.
+
+    Raises:
+        ValueError: switches that do not fit together.
+    """
+
+    kind: Kind
+    n_layers: int
+    d_model: int
+    d_feature: int
+    layers: tuple[int, ...]
+    activation: ActivationName = "relu"
+    k: int | None = None
+    signed_topk: bool = False
+    margin: bool = False
+    reads: Reads = "mlp_in"
+    writes: Writes = "mlp_out"
+    skip: bool = False
+    fill: Fill = "error"
+
+    def __post_init__(self) -> None:
+        wrong = []
+        if (self.activation == "topk") != (self.k is not None):
+            wrong.append(f"k={self.k} with activation={self.activation!r}: give k with 'topk' and only with it")
+        if self.k is not None and not 1 <= self.k <= self.d_feature:
+            wrong.append(f"k={self.k} is outside 1..{self.d_feature} (d_feature)")
+        if self.margin and (self.activation != "topk" or self.signed_topk):
+            wrong.append(f"margin=True with activation={self.activation!r}, signed_topk={self.signed_topk}")
+        if not self.layers or list(self.layers) != sorted(set(self.layers)):
+            wrong.append(f"layers={self.layers} must be ascending, without repeats, and not empty")
+        elif self.layers[0] < 0 or self.layers[-1] >= self.n_layers:
+            wrong.append(f"layers={self.layers} leave the model's 0..{self.n_layers - 1}")
+        if self.kind != "transcoder" and len(self.layers) != self.n_layers:
+            wrong.append(f"kind={self.kind!r} covers all {self.n_layers} layers, but layers has {len(self.layers)}")
+        if wrong:
+            raise ValueError("dictionary configuration does not fit together: " + "; ".join(wrong))
+
+    @property
+    def gated(self) -> bool:
+        """Whether features have thresholds."""
+        return self.margin or self.activation in ("jumprelu", "batchtopk")
+
+    @property
+    def n_pairs(self) -> int:
+        """Number of (source layer, output layer) decoders: L(L+1)/2 for cross-layer transcoders, else one a layer."""
+        return len(self.layers) * (len(self.layers) + 1) // 2 if self.kind == "clt" else len(self.layers)
