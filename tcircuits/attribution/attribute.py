@@ -1,0 +1,459 @@
+"""From a prompt to a graph: the host's part. Resolves targets, picks static sizes, runs the compiled cores, packs rows.
+
+The cores (`freeze`, `effects`, `rows`) are pure and compiled once per bucket of sizes; here they are called chunk by
+chunk, so memory is one chunk of rows plus the edges kept, and progress can be shown.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tcircuits.attribution import specify
+from tcircuits.attribution.frozen import Frozen, default_slots, freeze, read_by
+from tcircuits.attribution.graph import Graph, TargetNode
+from tcircuits.attribution.memory import check_memory
+from tcircuits.attribution.narrowing import narrowed, whole_numbers
+from tcircuits.attribution.precise import with_precise_first_layer
+from tcircuits.attribution.prune import with_influence
+from tcircuits.attribution.reference_selection import restrict_like_reference
+from tcircuits.attribution.rows import Rows, effects, rows
+from tcircuits.attribution.select import Selection, chunk_features, select_top
+from tcircuits.attribution.sketch import influence_sketch
+from tcircuits.attribution.targets import Targets, feature_target, logit_vectors, output_targets, pad_targets
+from tcircuits.attribution.timing import Timings
+from tcircuits.models.forward import check_length
+from tcircuits.numerics import bucket
+from tcircuits.parallel import host
+from tcircuits.transcoders.dictionary import Transcoders, encode
+from tcircuits.transcoders.lazy import LazyTranscoders, Narrow
+from tcircuits.types import Array, InputError
+
+_freeze = jax.jit(freeze, static_argnames=("cfg", "n_slots"))
+_score = {
+    "effect": jax.jit(effects, static_argnames=("cfg",)),
+    "influence": jax.jit(influence_sketch, static_argnames=("cfg", "n_probes")),
+}
+_rows = jax.jit(rows, static_argnames=("cfg", "per_layer", "n_pos"))
+_chunk_features = jax.jit(chunk_features, static_argnames=("cfg", "size", "n_chunks"))
+_select_top = jax.jit(select_top, static_argnames=("n",))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a graph beside model, dictionary, prompt and targets; see `attribute`."""
+
+    max_features: int | None
+    max_n_logits: int = 10
+    desired_logit_prob: float = 0.95
+    position: int = -1
+    position_zero: str = "auto"
+    selection: str = "influence"
+    chunk: int | None = None
+
+
+@partial(jax.jit, static_argnames=("cfg",))
+def count_active(cfg: Any, params: Any, d: Transcoders, tokens: Array, origin: bool | Array) -> Array:
+    """The most active features at any layer and position; position 0 does not count where it is a constant."""
+    with jax.default_matmul_precision("highest"):
+        x = read_by(cfg, params, d.cfg, tokens)
+        count = jax.lax.map(lambda s: (encode(d, s, x[s]) != 0).sum(-1), jnp.arange(len(x)))
+    return jnp.where(origin & (jnp.arange(len(tokens)) == 0), 0, count).max()
+
+
+def check_prompt(model: Any, prompt: Any) -> tuple[np.ndarray, str]:
+    """Token ids and text of a prompt given as text or ids.
+
+    Raises:
+        InputError: no tokens, ids outside the vocabulary, more than the context, or text for a model without tokenizer.
+    """
+    ids = np.asarray(model.encode(prompt) if isinstance(prompt, str) else prompt, np.int64)
+    if ids.ndim != 1:
+        raise InputError(f"the prompt has shape {ids.shape}; give one prompt (attribute_batch takes several)")
+    check_length(model.cfg, len(ids))
+    if ids.min() < 0 or ids.max() >= model.cfg.d_vocab:
+        raise InputError(f"token ids {ids.min()}..{ids.max()} leave the vocabulary 0..{model.cfg.d_vocab - 1}")
+    return ids.astype(np.int32), prompt if isinstance(prompt, str) else model.decode(ids)
+
+
+def check_match(model: Any, d: Transcoders | LazyTranscoders) -> None:
+    """Raise where a dictionary was made for a model of other sizes."""
+    cfg, c = model.cfg, d.cfg
+    wrong = []
+    if c.d_model != cfg.d_model:
+        wrong.append(f"its width is {c.d_model}, the model's d_model {cfg.d_model}")
+    if c.n_layers != cfg.n_layers:
+        wrong.append(f"it is for {c.n_layers} layers, the model has {cfg.n_layers}")
+    if c.kind == "neurons" and c.d_feature != cfg.d_mlp:
+        wrong.append(f"it has {c.d_feature} neurons, the model's d_mlp is {cfg.d_mlp}")
+    if wrong:
+        raise InputError(f"transcoders {d.source!r} do not fit the model {model.name!r}: " + "; ".join(wrong))
+
+
+def resolve(
+    model: Any, d: Transcoders, frozen: Frozen, specs: Any, s: Settings, some: Narrow | None = None
+) -> tuple[list[Targets], list[TargetNode]]:
+    """Target chunks and their nodes, for what the caller asked to explain; `some` where `d` is a part of a set."""
+    logits = host(frozen.logits, np.float64)
+    T = logits.shape[0]
+    if specs is None:
+        specs = top_logits(logits[specify.place(s.position, T)], s)
+    outputs, features = [], []
+    for spec in specify.listed(specs, s.position) or []:
+        if isinstance(spec, specify.Feature):
+            features.append(_feature(model, d, frozen, spec, some))
+        else:
+            outputs.append(_output(model, spec, logits, T))
+    chunks = []
+    if outputs:
+        vec, const = _output_vectors(model, [o[0] for o in outputs], frozen.final.dtype)
+        pos = jnp.asarray([o[1].pos for o in outputs], jnp.int32)
+        weight = jnp.asarray([o[1].weight for o in outputs], frozen.final.dtype)
+        chunks.append(output_targets(model.cfg, model.params, frozen, vec, const, pos, weight))
+    chunks += [f[0] for f in sorted(features, key=lambda f: -f[1].layer)]
+    lanes = max([lanes_of(s), *(bucket(t.pos.shape[1]) for t in chunks)])
+    chunks = [pad_targets(t, lanes) for t in chunks]  # as wide as the features' chunks: one program serves both
+    nodes = [o[1] for o in outputs] + [f[1] for f in sorted(features, key=lambda f: -f[1].layer)]
+    return chunks, nodes
+
+
+def lanes_of(s: Settings) -> int:
+    """How many targets are swept together."""
+    return s.chunk or (64 if jax.default_backend() == "cpu" else 256)
+
+
+def top_logits(logits: np.ndarray, s: Settings) -> list[int]:
+    """The smallest set of top logits that reaches the wanted probability, at most `max_n_logits`."""
+    p = np.exp(logits - logits.max())
+    p /= p.sum()
+    order = np.argsort(-p, kind="stable")[: s.max_n_logits]
+    n = int(np.searchsorted(np.cumsum(p[order]), s.desired_logit_prob)) + 1
+    return [int(i) for i in order[:n]]
+
+
+def _output(model: Any, spec: Any, logits: np.ndarray, T: int) -> tuple[Any, TargetNode]:
+    """(what to read at the output, node) of a logit, difference or direction."""
+    pos, L = specify.place(spec.position, T), model.cfg.n_layers
+    if isinstance(spec, specify.Logit):
+        token = specify.token_id(model, spec.token)
+        p = np.exp(logits[pos] - logits[pos].max())
+        prob = float(p[token] / p.sum())
+        return ("logit", token), TargetNode(model.token(token), "logit", token, prob, prob, L, pos)
+    if isinstance(spec, specify.Difference):
+        plus, minus = specify.token_id(model, spec.plus), specify.token_id(model, spec.minus)
+        label = f"{model.token(plus)} - {model.token(minus)}"
+        return ("difference", plus, minus), TargetNode(label, "difference", None, None, 1.0, L, pos)
+    vector = specify.checked_direction(spec.vector, model.cfg.d_model)
+    return ("direction", vector), TargetNode(spec.label, "direction", None, None, 1.0, L, pos)
+
+
+def _output_vectors(model: Any, wanted: list[Any], dtype: Any) -> tuple[Array, Array]:
+    """Vectors at the final norm's output, and constants."""
+    pairs = []
+    for kind, *what in wanted:
+        if kind == "direction":
+            pairs.append((jnp.asarray(what[0], dtype), jnp.zeros((), dtype)))
+            continue
+        vec, const = logit_vectors(model.params, jnp.asarray(what, jnp.int32))
+        pairs.append((vec[0], const[0]) if kind == "logit" else (vec[0] - vec[1], const[0] - const[1]))
+    return jnp.stack([v for v, _ in pairs]), jnp.stack([c for _, c in pairs])
+
+
+def _feature(
+    model: Any, d: Transcoders, frozen: Frozen, spec: specify.Feature, some: Narrow | None
+) -> tuple[Targets, TargetNode]:
+    """A feature as target; it must be active on the prompt."""
+    pos = specify.place(spec.position, frozen.index.shape[1])
+    number = spec.index if some is None else some.here(np.array([spec.layer]), np.array([spec.index]))[0]
+    here = host(frozen.valid[spec.layer, pos]) & (host(frozen.index[spec.layer, pos]) == number)
+    if not here.any():
+        active = int(host(frozen.valid[spec.layer, pos]).sum())
+        raise InputError(
+            f"feature {spec.index} of layer {spec.layer} is not active at position {pos} ({active} others are): "
+            "only active features can be explained"
+        )
+    slot = int(np.argmax(here))
+    one = jnp.ones((), frozen.value.dtype)
+    layer, at, which = jnp.asarray([spec.layer, pos, slot], jnp.int32)
+    target = feature_target(model.cfg, model.params, d, frozen, layer, at, which, one)
+    return target, TargetNode(f"L{spec.layer} f{spec.index} @{pos}", "feature", None, None, 1.0, spec.layer, pos)
+
+
+def attribute(
+    model: Any,
+    transcoders: Transcoders | LazyTranscoders,
+    prompt: Any,
+    *,
+    targets: Any = None,
+    max_features: int | None = None,
+    max_n_logits: int = 10,
+    desired_logit_prob: float = 0.95,
+    position: int = -1,
+    position_zero: str = "auto",
+    selection: str = "influence",
+    chunk: int | None = None,
+    memory_gb: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    timings: Timings | None = None,
+) -> Graph:
+    """The attribution graph of one prompt.
+
+    Args:
+        model: from `load_model`.
+        transcoders: from `load_transcoders`, in memory or on disk (lazy: see `narrowing`).
+        prompt: a text or token ids.
+        targets: what to explain: None is the smallest set of top logits up to `desired_logit_prob` (at most
+            `max_n_logits`); else one or a list of token ids, texts, `Logit`, `Difference`, `Direction`, `Feature`.
+        max_features: how many features get a row of their own (None: all, if that fits); others are leaves, summed.
+        max_n_logits: at most so many top logits.
+        desired_logit_prob: the probability that they should reach together.
+        position: where logits are explained when `targets` does not say (negative: from the end).
+        position_zero: `nodes` treats the MLPs at position 0 like all others, `constant` as one constant in the bias
+            (the public tracer's BOS rule), `auto` is `constant` where the prompt starts with the BOS token.
+        selection: `influence` or `effect` (see `select`), or `reference`: circuit-tracer's rounds and its
+            column-restricted rows, for comparison on graphs small enough to expand whole.
+        chunk: targets swept together (None: 64 on CPU, 256 elsewhere).
+        memory_gb: bound for the estimate that refuses; None is 60 % of what the machine has free.
+        progress: called with (rows done, rows in all); before, for a set on disk, with (blocks read, blocks in all).
+        timings: gets the seconds of each stage.
+
+    Raises:
+        InputError: see `check_prompt`, `check_match` and `specify`.
+    """
+    s = Settings(max_features, max_n_logits, desired_logit_prob, position, position_zero, selection, chunk)
+    check_settings(s)
+    check_match(model, transcoders)
+    ids, text = check_prompt(model, prompt)
+    specify.check(model, targets, position, len(ids))
+    times = Timings() if timings is None else timings
+    d, some = narrowed(model, transcoders, [ids], [origin_rule(model, ids, s)], progress, times)
+    with times.stage("forward"):
+        frozen = freeze_prompt(model, d, ids, s)
+        chunks, nodes = resolve(model, d, frozen, targets, s, some)
+    n_active = int(frozen.valid.sum())
+    with times.stage("select"):
+        n = n_active if max_features is None or selection == "reference" else min(max_features, n_active)
+        check_memory(n, n_active, model.cfg.n_layers, len(ids), memory_gb)
+        chosen = _select(model, d, frozen, chunks, n, n_active, selection)
+    with times.stage("attribute"):
+        packed = _all_rows(model, d, frozen, chosen, chunks, n, s, progress)
+    graph = whole_numbers(assemble(model, d, frozen, ids, text, nodes, chosen, n, packed, n_active, s), some)
+    return restrict_like_reference(graph, max_features) if selection == "reference" else graph
+
+
+def check_settings(s: Settings) -> None:
+    """Raise for settings outside what is allowed."""
+    if s.position_zero not in ("auto", "nodes", "constant"):
+        raise InputError(f"position_zero={s.position_zero!r}; there are auto, nodes, constant")
+    if s.selection not in ("influence", "effect", "reference"):
+        raise InputError(f"selection={s.selection!r}; there are influence, effect, reference")
+    if s.max_features is not None and s.max_features < 1:
+        raise InputError(f"max_features={s.max_features}; give at least 1, or None for all")
+    if s.max_n_logits < 1 or not 0 < s.desired_logit_prob <= 1:
+        raise InputError(
+            f"max_n_logits={s.max_n_logits}, desired_logit_prob={s.desired_logit_prob}: give >= 1 and within (0, 1]"
+        )
+
+
+def freeze_prompt(model: Any, d: Transcoders, ids: np.ndarray, s: Settings) -> Frozen:
+    """Freeze, with as many slots as the prompt needs."""
+    origin, slots = origin_rule(model, ids, s), None
+    if d.cfg.kind != "neurons" and default_slots(d) > 64:
+        slots = min(bucket(int(count_active(model.cfg, model.params, d, ids, origin))), default_slots(d))
+    frozen = _freeze(model.cfg, model.params, d, ids, n_slots=slots, origin=origin)
+    check_finite(model, frozen)
+    return frozen
+
+
+def check_finite(model: Any, frozen: Frozen) -> None:
+    """Raise for a model that cannot compute the prompt."""
+    if not bool(jnp.isfinite(frozen.logits).all()):
+        raise InputError(
+            f"the model {model.name!r} gives logits that are not finite on this prompt: its weights are damaged"
+        )
+
+
+def origin_rule(model: Any, ids: np.ndarray, s: Settings) -> bool:
+    """Whether the MLPs at position 0 are a constant rather than nodes."""
+    bos = None if model.tokenizer is None else model.tokenizer.bos_id
+    return s.position_zero == "constant" or (s.position_zero == "auto" and bos is not None and int(ids[0]) == bos)
+
+
+def _select(
+    model: Any, d: Transcoders, frozen: Frozen, chunks: list[Targets], n: int, n_active: int, rule: str
+) -> Selection:
+    """The selected features, padded to a bucket."""
+    if n == n_active:
+        score = frozen.valid.astype(frozen.value.dtype)
+    else:
+        score = sum((_score[rule](model.cfg, model.params, d, frozen, t) for t in chunks), jnp.zeros_like(frozen.value))
+    picked = _select_top(score, frozen.valid, n=max(n, 1))
+    size = frozen.index.size
+    flat = jnp.pad(picked.flat, (0, bucket(len(picked.flat), 64) - len(picked.flat)), constant_values=size)
+    return Selection(flat, picked.start)
+
+
+@dataclass
+class Packed:
+    """Rows on the host: compressed edges and per-row numbers, in the order of the sweep."""
+
+    first: int
+    counts: np.ndarray
+    source: np.ndarray
+    weight: np.ndarray
+    per_row: dict[str, np.ndarray]
+
+
+def _all_rows(
+    model: Any,
+    d: Transcoders,
+    frozen: Frozen,
+    chosen: Selection,
+    outputs: list[Targets],
+    n: int,
+    s: Settings,
+    progress: Any,
+) -> list[Packed]:
+    """Rows of all targets and selected features, chunk by chunk."""
+    L, T, _ = frozen.index.shape
+    size = lanes_of(s)
+    start = host(chosen.start)
+    per_layer = bucket(int(np.diff(start).max(initial=1)), 64)
+    n_chunks = int((-(-np.diff(start) // size)).sum())
+    features = _chunk_features(model.cfg, model.params, d, frozen, chosen, size, bucket(max(n_chunks, 1), 8))
+    pos, valid = host(features.pos), host(features.valid)
+    node = host(features.node)
+    keep = columns(n, len(chosen.flat), L, T)
+    packed, waiting = [], []
+    total = len(outputs) + n_chunks
+
+    def collect(item: tuple[Rows, int]) -> None:
+        packed.append(pack(item[0], item[1], keep, n))
+
+    for q in range(total):
+        if q < len(outputs):
+            targets, first, reach = outputs[q], -1, T
+        else:
+            i = q - len(outputs)
+            targets = jax.tree.map(lambda x, i=i: x[i : i + 1], features)
+            first, reach = int(node[i][valid[i]].min()), int(pos[i][valid[i]].max()) + 1
+        step = max(2, -(-T // 4))  # at most four widths of the causal cone, so four programs
+        r = _rows(
+            model.cfg,
+            model.params,
+            d,
+            frozen,
+            targets,
+            chosen,
+            per_layer=per_layer,
+            n_pos=min(T, -(-reach // step) * step),
+        )
+        waiting.append((r, first))
+        if len(waiting) > 2:  # keep the device busy while the host packs
+            collect(waiting.pop(0))
+        if progress:
+            progress(q + 1, total)
+    for item in waiting:
+        collect(item)
+    return packed
+
+
+def columns(n: int, padded: int, L: int, T: int) -> np.ndarray:
+    """Columns of padded rows that are real: the first n features, then errors and tokens."""
+    return np.concatenate([np.arange(n), padded + np.arange(L * T + T)])
+
+
+def pack(r: Rows, first: int, keep: np.ndarray, n: int) -> Packed:
+    """Compress the valid rows of one chunk; exact zeros are no edges."""
+    valid = host(r.valid[0])
+    padded = r.weight.shape[-1] - (len(keep) - n)
+    weight = host(r.weight[0])[valid]
+    row, column = np.nonzero(weight)
+    source = np.where(column < n, column, column - (padded - n)).astype(np.int32)
+    counts = np.bincount(row, minlength=len(weight))
+    names = ("unexpanded", "unexpanded_abs", "bias", "origin", "value")
+    per_row = {name: host(getattr(r, name)[0])[valid] for name in names}
+    return Packed(first, counts, source, weight[row, column], per_row)
+
+
+def assemble(
+    model: Any,
+    d: Transcoders,
+    frozen: Frozen,
+    ids: np.ndarray,
+    text: str,
+    nodes: list[TargetNode],
+    chosen: Selection,
+    n: int,
+    packed: list[Packed],
+    n_active: int,
+    s: Settings,
+) -> Graph:
+    """Chunks in node order (features ascending, then targets), as one graph."""
+    L, T, C = frozen.index.shape
+    outputs = [p for p in packed if p.first < 0]
+    order = sorted((p for p in packed if p.first >= 0), key=lambda p: p.first) + outputs
+    flat = host(chosen.flat)[:n]
+    layer, pos, slot = flat // (T * C), flat // C % T, flat % C
+    number, value = host(frozen.index)[layer, pos, slot], host(frozen.value)[layer, pos, slot]
+    counts = np.concatenate([p.counts for p in order])
+
+    def rows_of(name: str) -> np.ndarray:
+        return np.concatenate([p.per_row[name] for p in order])
+
+    graph = Graph(
+        model=model.name,
+        transcoders=d.source,
+        prompt=text,
+        tokens=ids,
+        token_text=tuple(model.token(int(i)) for i in ids),
+        n_layers=L,
+        d_vocab=model.cfg.d_vocab,
+        features=np.stack([layer, pos, number], 1).astype(np.int32),
+        activations=value,
+        targets=tuple(nodes),
+        row_start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        source=np.concatenate([p.source for p in order]),
+        weight=np.concatenate([p.weight for p in order]),
+        row_bias=rows_of("bias"),
+        row_origin=rows_of("origin"),
+        row_value=rows_of("value"),
+        row_unexpanded=rows_of("unexpanded"),
+        row_unexpanded_abs=rows_of("unexpanded_abs"),
+        row_tail=np.zeros(len(counts)),
+        row_tail_abs=np.zeros(len(counts)),
+        influence=np.zeros(n + L * T + T),
+        influence_unexpanded=np.zeros((L, T)),
+        n_active=n_active,
+        settings=describe(d, s, origin_rule(model, ids, s), bool(frozen.overflow)),
+    )
+    factor = host(frozen.factor)[layer, pos, slot]
+    return with_influence(with_precise_first_layer(graph, model, d, frozen, factor))
+
+
+def describe(d: Transcoders, s: Settings, origin: bool, overflow: bool) -> dict[str, Any]:
+    """Settings as plain JSON values."""
+    c = d.cfg
+    out = {
+        "dictionary": {
+            "kind": c.kind,
+            "activation": c.activation,
+            "reads": c.reads,
+            "writes": c.writes,
+            "skip": c.skip,
+        },
+        "layers_without_dictionary": [i for i in range(c.n_layers) if i not in c.layers],
+        "fill": c.fill,
+        "max_features": s.max_features,
+        "max_n_logits": s.max_n_logits,
+        "desired_logit_prob": s.desired_logit_prob,
+        "selection": s.selection,
+        "position_zero": "constant" if origin else "nodes",
+        "overflow": overflow,
+    }
+    return json.loads(json.dumps(out))

@@ -1,0 +1,142 @@
+"""Many prompts in one call: the pure cores, vmapped over prompts of one length."""
+
+from collections import defaultdict
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tcircuits.attribution import specify
+from tcircuits.attribution.attribute import (
+    Packed,
+    Settings,
+    assemble,
+    check_finite,
+    check_match,
+    check_prompt,
+    check_settings,
+    columns,
+    count_active,
+    origin_rule,
+    pack,
+    resolve,
+)
+from tcircuits.attribution.expand import expand
+from tcircuits.attribution.frozen import Frozen, default_slots, freeze
+from tcircuits.attribution.graph import Graph
+from tcircuits.attribution.memory import check_memory
+from tcircuits.attribution.narrowing import narrowed, whole_numbers
+from tcircuits.attribution.targets import Targets, pad_targets
+from tcircuits.numerics import bucket
+from tcircuits.parallel import host
+from tcircuits.transcoders.dictionary import Transcoders
+from tcircuits.transcoders.lazy import LazyTranscoders
+from tcircuits.types import Array, InputError
+
+
+@partial(jax.jit, static_argnames=("cfg", "n_slots"))
+def _freeze_all(cfg: Any, params: Any, d: Transcoders, tokens: Array, n_slots: int | None, origin: bool) -> Frozen:
+    return jax.vmap(lambda t: freeze(cfg, params, d, t, n_slots=n_slots, origin=origin))(tokens)
+
+
+@partial(jax.jit, static_argnames=("cfg", "n", "chunk"))
+def _expand_all(cfg: Any, params: Any, d: Transcoders, frozen: Frozen, outputs: Targets, n: int, chunk: int) -> Any:
+    return jax.vmap(lambda f, t: expand(cfg, params, d, f, t, n, chunk=chunk))(frozen, outputs)
+
+
+def attribute_batch(
+    model: Any,
+    transcoders: Transcoders | LazyTranscoders,
+    prompts: Any,
+    *,
+    targets: Any = None,
+    max_features: int = 512,
+    chunk: int = 64,
+    memory_gb: float | None = None,
+    **options: Any,
+) -> list[Graph]:
+    """Attribution graphs of several prompts; those of one length go through one compiled, vmapped call.
+
+    Args:
+        model: from `load_model`.
+        transcoders: from `load_transcoders`; a set that stays on disk is read once for all prompts.
+        prompts: texts or lists of token ids.
+        targets: one entry a prompt (each as in `attribute`), or None for the top logits of each.
+        max_features: features expanded in each graph.
+        chunk: targets swept together.
+        memory_gb: bound for the estimate that refuses, as in `attribute`.
+        **options: `max_n_logits`, `desired_logit_prob`, `position`, `position_zero`, as in `attribute`.
+
+    Returns:
+        One graph a prompt, in order; equal to `attribute` with the same options.
+
+    Raises:
+        InputError: as `attribute`, or as many targets as prompts are missing.
+    """
+    other = sorted(options.keys() - {"max_n_logits", "desired_logit_prob", "position", "position_zero"})
+    if other or max_features is None:
+        raise InputError(f"attribute_batch needs a number for max_features and takes no {', '.join(other) or 'None'}")
+    s = Settings(max_features, chunk=chunk, **options)
+    check_settings(s)
+    check_match(model, transcoders)
+    parsed = [check_prompt(model, p) for p in prompts]
+    wanted = [None] * len(parsed) if targets is None else list(targets)
+    if len(wanted) != len(parsed):
+        raise InputError(f"{len(wanted)} targets for {len(parsed)} prompts: give one entry a prompt, or None")
+    for (ids, _), specs in zip(parsed, wanted, strict=True):
+        specify.check(model, specs, s.position, len(ids))
+        if any(isinstance(t, specify.Feature) for t in specify.listed(specs, s.position) or []):
+            raise InputError(
+                "attribute_batch explains logits, differences and directions; for feature targets call attribute"
+            )
+    origins = [origin_rule(model, ids, s) for ids, _ in parsed]
+    d, some = narrowed(model, transcoders, [ids for ids, _ in parsed], origins)
+    groups: dict[tuple[int, bool], list[int]] = defaultdict(list)
+    for i, (ids, _) in enumerate(parsed):
+        groups[len(ids), origins[i]].append(i)
+    out: dict[int, Graph] = {}
+    for (length, origin), members in groups.items():
+        possible = model.cfg.n_layers * length * max(default_slots(d), model.cfg.d_mlp)
+        check_memory(min(max_features, possible), None, model.cfg.n_layers, length, memory_gb, len(members))
+        graphs = _group(model, d, [parsed[i] for i in members], [wanted[i] for i in members], origin, s)
+        out.update(zip(members, graphs, strict=True))
+    return [whole_numbers(out[i], some) for i in range(len(parsed))]
+
+
+def _group(model: Any, d: Transcoders, parsed: Any, wanted: Any, origin: bool, s: Settings) -> list[Graph]:
+    """Graphs of prompts of one length."""
+    tokens = np.stack([ids for ids, _ in parsed])
+    slots = None
+    if d.cfg.kind != "neurons" and default_slots(d) > 64:
+        busiest = max(int(count_active(model.cfg, model.params, d, t, origin)) for t in tokens)
+        slots = min(bucket(busiest), default_slots(d))
+    frozen = _freeze_all(model.cfg, model.params, d, tokens, slots, origin)
+    check_finite(model, frozen)
+    single = [jax.tree.map(lambda x, i=i: x[i], frozen) for i in range(len(parsed))]
+    resolved = [resolve(model, d, f, t, s) for f, t in zip(single, wanted, strict=True)]
+    lanes = max(chunks[0].pos.shape[1] for chunks, _ in resolved)
+    outputs = jax.tree.map(lambda *x: jnp.stack(x), *[pad_targets(chunks[0], lanes) for chunks, _ in resolved])
+    n = min(s.max_features or 1, max(int(f.valid.sum()) for f in single))
+    chosen, rows = _expand_all(model.cfg, model.params, d, frozen, outputs, max(n, 1), s.chunk or 64)
+    graphs = []
+    for i, (ids, text) in enumerate(parsed):
+        selection = jax.tree.map(lambda x, i=i: x[i], chosen)
+        mine = jax.tree.map(lambda x, i=i: x[i], rows)
+        count = int(selection.start[-1])
+        packed = _packed(mine, count, len(selection.flat), model.cfg.n_layers, len(ids))
+        active = int(single[i].valid.sum())
+        graphs.append(assemble(model, d, single[i], ids, text, resolved[i][1], selection, count, packed, active, s))
+    return graphs
+
+
+def _packed(rows: Any, n: int, padded: int, L: int, T: int) -> list[Packed]:
+    """Host rows, chunk by chunk."""
+    keep, node, valid = columns(n, padded, L, T), host(rows.node), host(rows.valid)
+    out = []
+    for q in range(len(node)):
+        if valid[q].any():
+            first = int(node[q][valid[q]].min())
+            out.append(pack(jax.tree.map(lambda x, q=q: x[q : q + 1], rows), first, keep, n))
+    return out

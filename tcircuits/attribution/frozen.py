@@ -1,0 +1,364 @@
+"""Freeze a prompt: run the model once and keep what makes the replacement model linear on it.
+
+`freeze` returns patterns, norm denominators, the active features of every layer and position (in C slots), their
+decoder rows, the error of each MLP that they leave, and the constant stream that the biases make. Everything
+downstream (`rows`, `effects`) reads this and no longer runs the model.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tcircuits.attribution.linear import block_up, layer, norm_bias, norm_up
+from tcircuits.models.config import ModelConfig
+from tcircuits.models.forward import Hold, check_length, forward_one, normalised
+from tcircuits.models.params import Mlp, Params
+from tcircuits.numerics import act, act_slope, centre, norm_scale, wide
+from tcircuits.transcoders.config import TranscoderConfig
+from tcircuits.transcoders.dictionary import Transcoders, encode, pair, sparse
+from tcircuits.types import Array, Bool, Float, InputError, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Frozen:
+    """A frozen prompt. Slots that hold no feature have value 0 and `valid` false.
+
+    Attributes:
+        hold: patterns [L, H, T, T] and norm denominators [L, T] ([T] for the final norm).
+        index, value: feature number and activation at each layer, position and slot.
+        factor: d activation / d pre-activation with gates frozen: 1, or a neuron's slope or gate.
+        decoder: decoder rows of the features in the slots; None for `neurons`, whose rows are the model's own.
+        error: what the MLP wrote beyond its features, biases and skip, at the dictionary's site.
+        constant: the part of the stream that the MLP of each layer reads, and (last row) that the final norm reads,
+            which comes from biases and position embeddings; `origin` the part from the MLPs at position 0 where those
+            are not nodes (else 0).
+        final: the final norm's output, as the forward pass made it: what logits and directions read.
+        logits: at all positions, float32 or wider, after the soft cap.
+        n_active: active features at each layer and position (0 where they are no nodes); where it exceeds the C slots
+            the rest is in `error`.
+    """
+
+    tokens: Int[Array, " T"]
+    hold: Hold
+    index: Int[Array, "L T C"]
+    value: Float[Array, "L T C"]
+    factor: Float[Array, "L T C"]
+    valid: Bool[Array, "L T C"]
+    decoder: Float[Array, "P T C D"] | None
+    error: Float[Array, "L T D"]
+    constant: Float[Array, "L+1 T D"]
+    origin: Float[Array, "L+1 T D"]
+    final: Float[Array, "T D"]
+    logits: Float[Array, "T V"]
+    n_active: Int[Array, "L T"]
+
+    @property
+    def overflow(self) -> Bool[Array, ""]:
+        """Whether features were lost (into the error) because the slots did not suffice."""
+        return (self.n_active > self.index.shape[-1]).any()
+
+
+def coverage(cfg: TranscoderConfig) -> tuple[np.ndarray, np.ndarray]:
+    """For each model layer, its slot in the dictionary (0 where it has none) and whether it has one."""
+    slots, covered = np.zeros(cfg.n_layers, np.int32), np.zeros(cfg.n_layers, bool)
+    slots[list(cfg.layers)], covered[list(cfg.layers)] = np.arange(len(cfg.layers)), True
+    return slots, covered
+
+
+def read_by(
+    cfg: ModelConfig, params: Params, dictionaries: TranscoderConfig, tokens: Int[Array, " T"]
+) -> Float[Array, "S T D"]:
+    """What the dictionary of each layer that has one reads on a prompt, as `freeze` has it."""
+    site = "mlp_in" if dictionaries.reads == "mlp_in" else "resid_pre" if cfg.parallel else "resid_mid"
+    params = jax.tree.map(wide, params)
+    x = forward_one(cfg, params, tokens, sites=(site,))[0].acts[site][jnp.asarray(dictionaries.layers)]
+    return normalised(cfg, x) if dictionaries.reads == "normalized" and params.blocks.norm2 is not None else x
+
+
+def default_slots(d: Transcoders) -> int:
+    """Slots that always suffice: every feature, or the k of TopK (and every neuron, where those fill layers)."""
+    return d.cfg.k if d.cfg.activation == "topk" and d.cfg.k and d.cfg.fill == "error" else d.cfg.d_feature
+
+
+def neuron_features(cfg: ModelConfig, p: Mlp, x: Float[Array, "T D"]) -> tuple[Array, Array]:
+    """Neuron activations and factors: a = h s(h) with s frozen, or a = act(gate) h with the gate frozen."""
+    h = jnp.einsum("TD,DM->TM", x, p.w_in) + (0.0 if p.b_in is None else p.b_in)
+    if p.w_gate is None:
+        factor = act_slope(cfg.activation, h)
+    else:
+        factor = act(cfg.activation, jnp.einsum("TD,DM->TM", x, p.w_gate) + (0.0 if p.b_gate is None else p.b_gate))
+    return h * factor, factor
+
+
+def _held(cfg: ModelConfig, acts: dict[str, Array], params: Params, resid: Array) -> Hold:
+    """Patterns and denominators of the pass that `acts` recorded."""
+
+    def scale(x: Array) -> Array:
+        return norm_scale(cfg.norm, cfg.norm_eps, x)
+
+    final = scale(resid) if params.final_norm is not None else jnp.ones(resid.shape[0], resid.dtype)
+    post1 = post2 = None
+    if cfg.post_norm:
+        attn_raw = jnp.einsum("LTHK,LHKD->LTD", acts["z"], params.blocks.attn.w_o)
+        b_o = params.blocks.attn.b_o
+        post1 = scale(attn_raw if b_o is None else attn_raw + b_o[:, None])
+        post2 = None if cfg.attn_only else scale(acts["mlp_raw"])
+    norm2 = scale(acts["resid_pre" if cfg.parallel else "resid_mid"]) if not cfg.attn_only else None
+    return Hold(wide(acts["pattern"]), scale(acts["resid_pre"]), post1, norm2, post2, final)
+
+
+def _pad(x: Float[Array, "T M *X"], n_slots: int) -> Float[Array, "T C *X"]:
+    """Empty slots behind those of `x`."""
+    return jnp.pad(x, [(0, 0), (0, n_slots - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+
+
+def _layer_features(cfg: ModelConfig, d: Transcoders, n_slots: int, inputs: Any) -> Any:
+    """Slots, and decoder rows and own reconstruction for non-neuron dictionaries, of one layer."""
+    block, slot, covered, reads, post_scale = inputs
+    if d.cfg.kind == "neurons":
+        value, factor = neuron_features(cfg, block.mlp, reads["mlp_in"])
+        T, M = value.shape
+        index = jnp.broadcast_to(jnp.arange(M, dtype=jnp.int32), (T, M))
+        return index, value, factor, value != 0, jnp.full(T, M, jnp.int32), None
+    f = jnp.where(covered, encode(d, slot, reads[d.cfg.reads]), 0.0)
+    index, value, valid = (_pad(x, n_slots) for x in sparse(f, min(n_slots, d.cfg.d_feature)))
+    factor, n_active = jnp.ones_like(value), (f != 0).sum(-1).astype(jnp.int32)
+    rows = None
+    if d.cfg.kind == "transcoder":
+        assert d.w_dec is not None
+        rows = jnp.where(covered, wide(d.w_dec[slot])[index], 0.0)
+    if d.cfg.fill == "neurons":
+        return _filled(cfg, d, block, reads, post_scale, covered, (index, value, factor, valid, n_active, rows))
+    return index, value, factor, valid, n_active, rows
+
+
+def _filled(
+    cfg: ModelConfig, d: Transcoders, block: Any, reads: Any, post_scale: Array, covered: Array, ours: Any
+) -> Any:
+    """The layer's features, or its neurons where the layer has no dictionary."""
+    index, value, factor, valid, n_active, rows = ours
+    a, gate = neuron_features(cfg, block.mlp, reads["mlp_in"])
+    T, C = index.shape
+    M = a.shape[-1]
+    neuron_rows = jnp.broadcast_to(block.mlp.w_out, (T, M, cfg.d_model))
+    if d.cfg.writes == "mlp_out" and cfg.post_norm:
+        neuron_rows = norm_up(cfg, block.norm2_post, post_scale[:, None], neuron_rows)
+
+    def choose(own: Array, other: Array) -> Array:
+        return jnp.where(covered, own, _pad(other, C))
+
+    number = jnp.broadcast_to(jnp.arange(M, dtype=jnp.int32), (T, M))
+    count = jnp.where(covered, n_active, jnp.full(T, M, jnp.int32))
+    parts = [choose(o, x) for o, x in ((index, number), (value, a), (factor, gate), (valid, a != 0))]
+    return (*parts, count, choose(rows, neuron_rows))
+
+
+def _cross_layer_rows(d: Transcoders, index: Int[Array, "L T C"]) -> Float[Array, "P T C D"]:
+    """Decoder rows for every pair (i -> m), the sources of one output next to each other."""
+    n = len(d.cfg.layers)
+    sources = np.array([i for m in range(n) for i in range(m + 1)])
+
+    def one(p: Array) -> Array:
+        assert d.w_dec is not None
+        return wide(d.w_dec[p])[index[jnp.asarray(sources)[p]]]
+
+    return jax.lax.map(one, jnp.arange(len(sources)))
+
+
+def reconstruction(
+    d: Transcoders, decoder: Float[Array, "P T C D"], value: Float[Array, "L T C"]
+) -> Float[Array, "L T D"]:
+    """What the features in the slots write, summed from the very rows that attribution reads."""
+    if d.cfg.kind != "clt":
+        return jnp.einsum("LTCD,LTC->LTD", decoder, value)
+    n = value.shape[0]
+    out = [sum(jnp.einsum("TCD,TC->TD", decoder[pair(d.cfg, i, m)], value[i]) for i in range(m + 1)) for m in range(n)]
+    return jnp.stack([jnp.asarray(x) for x in out])
+
+
+def mlp_constant(
+    cfg: ModelConfig, d: Transcoders, block: Any, slot: Array, covered: Array, post_scale: Array
+) -> Array | float:
+    """What the dictionary (or the neurons) of a layer writes by its biases, at the dictionary's site."""
+    b_out = 0.0 if block.mlp.b_out is None else block.mlp.b_out
+    if d.cfg.kind == "neurons":
+        return b_out
+    assert d.b_dec is not None
+    own = wide(d.b_dec[slot])
+    if d.cfg.fill == "error":
+        return jnp.where(covered, own, 0.0)
+    if d.cfg.writes == "mlp_out" and cfg.post_norm:
+        b_out = norm_up(cfg, block.norm2_post, post_scale, jnp.zeros((post_scale.shape[0], cfg.d_model)) + b_out)
+        b_out = b_out + norm_bias(block.norm2_post)
+    return jnp.where(covered, own, b_out)
+
+
+def skip_up(d: Transcoders, slot: Array, covered: Array, x: Float[Array, "T D"]) -> Array | float:
+    """The affine path of a dictionary: x W_skip."""
+    return 0.0 if d.w_skip is None else jnp.where(covered, jnp.einsum("TD,DE->TE", x, wide(d.w_skip[slot])), 0.0)
+
+
+def read_up(cfg: ModelConfig, d: Transcoders, norm2: Any, scale: Array, x: Array, biases: bool) -> Array:
+    """From the stream before the MLP's norm to what the dictionary reads."""
+    if d.cfg.reads == "resid_mid":
+        return x
+    if d.cfg.reads == "normalized":
+        return norm_up(cfg, None if norm2 is None else type(norm2)(jnp.ones_like(norm2.w), None), scale, x)
+    return norm_up(cfg, norm2, scale, x) + (norm_bias(norm2) if biases else 0.0)
+
+
+def _stream(
+    cfg: ModelConfig,
+    params: Params,
+    d: Transcoders,
+    hold: Hold,
+    start: Array,
+    written: Array | None,
+    biases: bool,
+    keep: Array,
+) -> Float[Array, "L+1 T D"]:
+    """Push a constant stream up: what each MLP's norm reads of it, and at last what the final norm reads.
+
+    `written` [L, T, D] is added to what each MLP writes; biases of dictionaries count at positions where `keep` is 1.
+    """
+    slots, covered = coverage(d.cfg)
+
+    def step(x: Array, inputs: Any) -> tuple[Array, Array]:
+        index, slot, on, extra = inputs
+        block, held = layer((params.blocks, _layered(hold)), index)
+        attn = block_up(cfg, block, held.pattern, held.norm1, held.norm1_post, x, biases)
+        middle = x if cfg.parallel else x + attn
+        total = x + attn
+        if cfg.attn_only:
+            return total, middle
+        read = read_up(cfg, d, block.norm2, held.norm2, middle, biases)
+        out = skip_up(d, slot, on, read)
+        if biases:
+            out = out + mlp_constant(cfg, d, block, slot, on, held.norm2_post) * keep[:, None]
+        out = out if extra is None else out + extra
+        if d.cfg.writes == "mlp_raw":
+            post = norm_up(cfg, block.norm2_post, held.norm2_post, jnp.zeros_like(x) + out)
+            out = post + (norm_bias(block.norm2_post) if biases else 0.0)
+        return total + out, middle
+
+    x, reads = jax.lax.scan(step, start, (jnp.arange(cfg.n_layers), jnp.asarray(slots), jnp.asarray(covered), written))
+    return jnp.concatenate([reads, x[None]])
+
+
+def _layered(hold: Hold) -> Hold:
+    """The part of a hold that is stacked by layer."""
+    return Hold(hold.pattern, hold.norm1, hold.norm1_post, hold.norm2, hold.norm2_post, None)
+
+
+def freeze(
+    cfg: ModelConfig,
+    params: Params,
+    dictionary: Transcoders,
+    tokens: Int[Array, " T"],
+    *,
+    n_slots: int | None = None,
+    origin: bool | Array = False,
+) -> Frozen:
+    """Run the model on one prompt and keep what attribution needs. Pure; `vmap` it over prompts of one length.
+
+    Args:
+        cfg: the model's sizes and switches (static).
+        params: its weights.
+        dictionary: transcoders, or `neurons`.
+        tokens: the prompt.
+        n_slots: features kept at each layer and position (static); None keeps all that can be active. Features beyond
+            it are part of the error, and `Frozen.overflow` is true.
+        origin: the MLPs at position 0 are no nodes but one constant (as the public tracer treats the BOS token).
+
+    Raises:
+        InputError: a prompt that is empty or too long, a model without MLPs, or neurons as fill with too few slots.
+    """
+    check_length(cfg, tokens.shape[0])
+    if cfg.attn_only:
+        raise InputError("this model has no MLPs, so it has no features to attribute to")
+    C = default_slots(dictionary) if n_slots is None else n_slots
+    if dictionary.cfg.fill == "neurons" and dictionary.cfg.kind == "transcoder":
+        C = max(C, cfg.d_mlp)
+    if dictionary.cfg.fill == "error":
+        C = min(C, dictionary.cfg.d_feature)
+    with jax.default_matmul_precision("highest"):
+        return _freeze(cfg, params, dictionary, tokens, C, origin)
+
+
+def _freeze(cfg: ModelConfig, params: Params, d: Transcoders, tokens: Array, n_slots: int, origin: Any) -> Frozen:
+    params = jax.tree.map(wide, params)
+    middle = "resid_pre" if cfg.parallel else "resid_mid"
+    wanted = ("resid_pre", middle, "pattern", "z", "mlp_in", "mlp_raw", "mlp_out", "resid_post", "final_norm")
+    out, _, _ = forward_one(cfg, params, tokens, sites=tuple(dict.fromkeys(wanted)))
+    acts, resid = out.acts, out.acts["resid_post"][-1]
+    hold = _held(cfg, acts, params, resid)
+    slots, covered = (jnp.asarray(x) for x in coverage(d.cfg))
+    unit = jnp.ones((cfg.n_layers, tokens.shape[0]), resid.dtype)
+    post = unit if hold.norm2_post is None else hold.norm2_post
+    norm2 = unit if hold.norm2 is None else hold.norm2
+    reads = {
+        "resid_mid": acts[middle],
+        "normalized": jax.vmap(lambda x, s: _bare(cfg, params, s, x))(acts[middle], norm2),
+        "mlp_in": acts["mlp_in"],
+    }
+    features = jax.lax.map(lambda x: _layer_features(cfg, d, n_slots, x), (params.blocks, slots, covered, reads, post))
+    index, value, factor, valid, n_active, decoder = features
+    if d.cfg.kind == "clt":
+        decoder = _cross_layer_rows(d, index)
+    keep = jnp.ones(tokens.shape[0], resid.dtype).at[0].set(1.0 - jnp.asarray(origin, resid.dtype))
+    written = acts[d.cfg.writes]
+    error, outside = _errors(cfg, params, d, decoder, value, reads[d.cfg.reads], written, (slots, covered, post), keep)
+    value, factor, valid = value * keep[:, None], factor * keep[:, None], valid & (keep[:, None] > 0)
+    n_active = jnp.where(keep > 0, n_active, 0)
+    start = jnp.zeros_like(resid) if params.pos_embed is None else params.pos_embed[jnp.arange(tokens.shape[0])]
+    constant = _stream(cfg, params, d, hold, start, None, True, keep)
+    apart = _stream(cfg, params, d, hold, jnp.zeros_like(resid), outside, False, keep)
+    return Frozen(
+        tokens,
+        hold,
+        index,
+        value,
+        factor,
+        valid,
+        decoder,
+        error,
+        constant,
+        apart,
+        acts["final_norm"],
+        out.logits,
+        n_active,
+    )
+
+
+def _bare(cfg: ModelConfig, params: Params, scale: Array, x: Array) -> Array:
+    """The MLP's norm without gain and bias."""
+    return x if params.blocks.norm2 is None else centre(cfg.norm, x) / scale[:, None]
+
+
+def _errors(
+    cfg: ModelConfig,
+    params: Params,
+    d: Transcoders,
+    decoder: Any,
+    value: Array,
+    read: Array,
+    written: Array,
+    by_layer: Any,
+    keep: Array,
+) -> tuple[Float[Array, "L T D"], Float[Array, "L T D"]]:
+    """Errors where positions are nodes, and what MLPs write (without the skip) at position 0 where that is none."""
+    slots, covered, post = by_layer
+    affine = jax.lax.map(lambda x: skip_up(d, x[0], x[1], x[2]) + jnp.zeros_like(x[2]), (slots, covered, read))
+    outside = (written - affine) * (1.0 - keep)[:, None]
+    if d.cfg.kind == "neurons":
+        return jnp.zeros_like(written), outside
+    biases = jax.lax.map(
+        lambda x: mlp_constant(cfg, d, *x) + jnp.zeros((read.shape[1], cfg.d_model), read.dtype),
+        (params.blocks, slots, covered, post),
+    )
+    error = written - reconstruction(d, decoder, value) - affine - biases
+    return error * keep[:, None], outside

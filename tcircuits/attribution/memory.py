@@ -1,0 +1,50 @@
+"""Will a graph fit? An estimate before anything expensive is run."""
+
+import os
+from pathlib import Path
+
+from tcircuits.types import InputError
+
+BYTES_PER_EDGE = (
+    40  # int32 source + float32 weight, kept twice while rows are joined, and float64 work space for influence
+)
+
+
+def free_gb() -> float:
+    """Memory that the machine can still give, in GB (Linux; elsewhere all physical memory)."""
+    info = Path("/proc/meminfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024 / 1e9
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+
+
+def graph_gb(n: int, n_layers: int, length: int) -> float:
+    """Upper estimate for a graph of n features: a quarter of n^2 edges is causal and between different layers."""
+    edges = n * n * (n_layers - 1) / max(2 * n_layers, 1) * (length + 1) / (2 * length)
+    leaves = n * (n_layers * length + length)
+    return (edges + leaves) * BYTES_PER_EDGE / 1e9
+
+
+def check_memory(
+    n: int, n_active: int | None, n_layers: int, length: int, limit: float | None, graphs: int = 1
+) -> None:
+    """Refuse graphs that cannot fit, with the number of features that would.
+
+    Raises:
+        InputError: the estimate is above the limit.
+    """
+    allowed = 0.6 * free_gb() if limit is None else limit
+    need = graphs * graph_gb(n, n_layers, length)
+    if need <= allowed:
+        return
+    fits = n
+    while fits > 1 and graphs * graph_gb(fits, n_layers, length) > allowed:
+        fits = int(fits * 0.9)
+    what = f"{n:,}" if n_active is None else f"{n:,} of {n_active:,} active"
+    raise InputError(
+        f"expanding {what} features{f' of {graphs} prompts' if graphs > 1 else ''} takes about {need:,.1f} GB; "
+        f"{allowed:,.1f} GB are allowed here: give max_features (about {fits:,} fit), the rest stays in the graph as "
+        "leaves with exact sums"
+    )

@@ -1,0 +1,101 @@
+"""Rows of the first layer in float64.
+
+A feature of layer 0 has few sources (tokens, and constants), and where its activation is near zero these nearly cancel
+inside a single dot product: float32 then misses the row's sum by 1e-5 of its small total. All later rows have many
+sources, and their totals are far above the rounding. So rows of layer 0 are computed once more in float64, on the
+host: edges and bias by the transposed maps, the value by the maps themselves, so that the balance stays a check and is
+no definition.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tcircuits.attribution.frozen import Frozen
+from tcircuits.attribution.graph import Graph
+from tcircuits.attribution.linear import block_down, block_up
+from tcircuits.attribution.targets import covectors, encoder_rows
+from tcircuits.models.config import ModelConfig
+from tcircuits.models.params import Block
+from tcircuits.parallel import host
+from tcircuits.transcoders.dictionary import Transcoders
+from tcircuits.types import Array
+
+CHUNK = 128
+
+
+def _double(tree: Any) -> Any:
+    return jax.tree.map(lambda x: host(x, np.float64), tree)
+
+
+@partial(jax.jit, static_argnames=("cfg",))
+def _rows(cfg: ModelConfig, block: Block, held: dict[str, Any], stream: dict[str, Array], f: dict[str, Array]) -> Any:
+    """Token edges [N, T], biases and values [N] of layer-0 features."""
+    pos, T = f["pos"], stream["tokens"].shape[0]
+    scale = None if held["norm2"] is None else held["norm2"][pos]
+    norm = None if block.norm2 is None else jax.tree.map(lambda x: jnp.broadcast_to(x, f["row"].shape), block.norm2)
+    u, const = covectors(cfg, norm, scale, f["row"], f["bias"], f["reads"], f["factor"])
+    g = jnp.zeros((len(pos), T, cfg.d_model), u.dtype).at[jnp.arange(len(pos)), pos].set(u)
+    whole, constant = stream["tokens"] + stream["positions"], stream["positions"]
+    if not cfg.parallel:
+        attention = (held["pattern"], held["norm1"], held["norm1_post"])
+        g = g + block_down(cfg, block, *attention, g)
+        whole = whole + block_up(cfg, block, *attention, whole, True)
+        constant = constant + block_up(cfg, block, *attention, constant, True)
+    edges = jnp.einsum("NTD,TD->NT", g, stream["tokens"])
+    bias = jnp.einsum("ND,ND->N", u, constant[pos]) + const
+    return edges, bias, jnp.einsum("ND,ND->N", u, whole[pos]) + const
+
+
+def first_layer(
+    model: Any, d: Transcoders, frozen: Frozen, pos: np.ndarray, number: np.ndarray, factor: np.ndarray
+) -> Any:
+    """Token edges, biases and values, in float64, of the features `number` of layer 0 at positions `pos`."""
+    cfg, h = model.cfg, frozen.hold
+    layer = jnp.zeros(len(number), jnp.int32)
+    row, bias, reads = encoder_rows(model.params, d, layer, jnp.asarray(number))
+    block = _double(jax.tree.map(lambda x: x[0], replace(model.params.blocks, mlp=None)))
+    by_layer = {"pattern": h.pattern, "norm1": h.norm1, "norm1_post": h.norm1_post, "norm2": h.norm2}
+    held = {k: None if x is None else host(x[0], np.float64) for k, x in by_layer.items()}
+    embed = host(model.params.embed[frozen.tokens], np.float64) * cfg.embed_scale
+    start = model.params.pos_embed
+    positions = np.zeros_like(embed) if start is None else host(start[: len(embed)], np.float64)
+    stream = {"tokens": embed, "positions": positions}
+    parts = {
+        "row": _double(row),
+        "bias": _double(bias),
+        "reads": host(reads),
+        "pos": pos,
+        "factor": _double(factor),
+    }
+    out = []
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        for i in range(0, len(pos), CHUNK):
+            some = {k: np.resize(x[i : i + CHUNK], (CHUNK, *x.shape[1:])) for k, x in parts.items()}
+            found = _rows(cfg, block, held, stream, some)
+            out.append([np.asarray(x)[: len(pos[i : i + CHUNK])] for x in found])
+    return [np.concatenate(x) for x in zip(*out, strict=True)]
+
+
+def with_precise_first_layer(graph: Graph, model: Any, d: Transcoders, frozen: Frozen, factor: np.ndarray) -> Graph:
+    """The graph with its layer-0 rows computed in float64 (a float64 graph stays as it is); `factor` as in `Frozen`."""
+    n0 = int(np.searchsorted(graph.features[:, 0], 1))
+    if n0 == 0 or graph.weight.dtype == np.float64:
+        return graph
+    _, pos, number = graph.features[:n0].T
+    edges, bias, value = first_layer(model, d, frozen, pos, number, factor[:n0])
+    row, column = np.nonzero(edges)
+    counts = np.bincount(row, minlength=n0)
+    rest = graph.row_start[n0]
+    return replace(
+        graph,
+        row_start=np.concatenate([[0], np.cumsum(counts), counts.sum() + graph.row_start[n0 + 1 :] - rest]),
+        source=np.concatenate([(graph.n_features + graph.n_errors + column).astype(np.int32), graph.source[rest:]]),
+        weight=np.concatenate([edges[row, column].astype(graph.weight.dtype), graph.weight[rest:]]),
+        row_bias=np.concatenate([bias.astype(graph.row_bias.dtype), graph.row_bias[n0:]]),
+        row_value=np.concatenate([value.astype(graph.row_value.dtype), graph.row_value[n0:]]),
+    )

@@ -1,0 +1,305 @@
+"""Rows of the attribution matrix: one descending sweep per chunk of targets, by explicit transposed maps.
+
+    A[t, s] = a_s sum over output layers m of <W_dec_s[m], J_m^T u_t>
+
+with J the frozen linear map between what layer m writes and what the target reads. A chunk carries cotangents [B, T,
+D] from its layer to layer 0; at each layer it reads the MLP's output against all features, the error and (for the
+embedding) the tokens: products [B, T, D] x [T, C, D]. No tape, no copies of the forward pass.
+
+Cost of a chunk per layer below it, in multiply-adds: B T (D H K + D G K + H T K) for attention, B T C D for the
+reads.
+
+Every row balances: sum of its edges + unexpanded + bias = value, with the bias computed forward from the parameters.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tcircuits.attribution.frozen import Frozen, coverage
+from tcircuits.attribution.linear import block_down, layer, norm_down, token_vectors
+from tcircuits.attribution.select import Selection, chosen_mask
+from tcircuits.attribution.targets import Targets, feature_vectors
+from tcircuits.models.config import ModelConfig
+from tcircuits.models.forward import Hold
+from tcircuits.models.params import Params
+from tcircuits.numerics import centre, wide
+from tcircuits.transcoders.dictionary import Transcoders, pair
+from tcircuits.types import Array, Float, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """Attribution rows of targets in chunks. Columns: the N selected features, then L * T errors, then T tokens.
+
+    Attributes:
+        weight: edges [Q, B, N + L T + T].
+        unexpanded: signed sum over the features that are not selected, by their layer and position; `unexpanded_abs` is
+            their exact absolute mass.
+        bias: constants of the parameters, and of position 0 where that is no node; `origin` is that latter part.
+        value: what edges + unexpanded + bias sum to.
+        share: the influence that starts at the row (a logit's probability; 0 for features).
+        node: the row's own column if it is a selected feature, else -1; `layer` is the chunk's.
+        valid: padding is False, and all its numbers are 0.
+    """
+
+    weight: Float[Array, "Q B W"]
+    unexpanded: Float[Array, "Q B L T"]
+    unexpanded_abs: Float[Array, "Q B L T"]
+    bias: Float[Array, "Q B"]
+    origin: Float[Array, "Q B"]
+    value: Float[Array, "Q B"]
+    share: Float[Array, "Q B"]
+    node: Int[Array, "Q B"]
+    layer: Int[Array, " Q"]
+    valid: Array
+
+
+def _sliced(frozen: Frozen, n: int) -> Frozen:
+    """The first `n` positions of a frozen prompt: all that targets before position `n` can depend on."""
+    h = frozen.hold
+
+    def cut(x: Array | None) -> Array | None:
+        return None if x is None else x[:, :n]
+
+    assert h.pattern is not None
+    assert h.final_norm is not None
+    hold = Hold(
+        h.pattern[:, :, :n, :n], cut(h.norm1), cut(h.norm1_post), cut(h.norm2), cut(h.norm2_post), h.final_norm[:n]
+    )
+    return replace(
+        frozen,
+        tokens=frozen.tokens[:n],
+        hold=hold,
+        index=frozen.index[:, :n],
+        value=frozen.value[:, :n],
+        factor=frozen.factor[:, :n],
+        valid=frozen.valid[:, :n],
+        decoder=cut(frozen.decoder),
+        error=frozen.error[:, :n],
+        constant=frozen.constant[:, :n],
+        origin=frozen.origin[:, :n],
+        final=frozen.final[:n],
+        logits=frozen.logits[:n],
+        n_active=frozen.n_active[:, :n],
+    )
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The maps of one frozen prompt that a descending sweep applies; lives for one trace."""
+
+    cfg: ModelConfig
+    params: Params
+    d: Transcoders
+    frozen: Frozen
+
+    def at(self, m: Any) -> tuple[Any, Any]:
+        """Parameters and frozen values of layer m."""
+        h = self.frozen.hold
+        return layer((self.params.blocks, Hold(h.pattern, h.norm1, h.norm1_post, h.norm2, h.norm2_post, None)), m)
+
+    def attention(self, m: Any, g: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Transpose of layer m's attention."""
+        block, h = self.at(m)
+        return block_down(self.cfg, block, h.pattern, h.norm1, h.norm1_post, g)
+
+    def written(self, m: Any, g: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Cotangent at the site that the dictionary writes, from that at the MLP's output."""
+        if self.d.cfg.writes == "mlp_out" or not self.cfg.post_norm:
+            return g
+        block, h = self.at(m)
+        return norm_down(self.cfg, block.norm2_post, h.norm2_post, g)
+
+    def read(self, i: Any, m: Any, g: Float[Array, "B T D"]) -> Float[Array, "B T C"]:
+        """<decoder row of layer i's features to layer m, g>, not yet times the activation."""
+        if self.frozen.decoder is None:
+            assert self.params.blocks.mlp is not None
+            return jnp.einsum("BTD,CD->BTC", g, wide(self.params.blocks.mlp.w_out[m]))
+        return jnp.einsum("BTD,TCD->BTC", g, self.frozen.decoder[pair(self.d.cfg, i, m)])
+
+    def to_stream(self, m: Any, g: Float[Array, "B T D"], reads: str) -> Float[Array, "B T D"]:
+        """From what a dictionary reads at layer m to the stream before the MLP's norm."""
+        block, h = self.at(m)
+        if reads == "resid_mid" or block.norm2 is None:
+            return g
+        if reads == "normalized":
+            return centre(self.cfg.norm, g) / h.norm2[..., None]
+        return norm_down(self.cfg, block.norm2, h.norm2, g)
+
+    def skip(self, m: Any, g: Float[Array, "B T D"]) -> Array | float:
+        """Transpose of layer m's affine skip, or 0."""
+        if self.d.w_skip is None:
+            return 0.0
+        slots, covered = coverage(self.d.cfg)
+        w = jnp.where(jnp.asarray(covered)[m], wide(self.d.w_skip[jnp.asarray(slots)[m]]), 0.0)
+        return self.to_stream(m, jnp.einsum("BTE,DE->BTD", g, w), self.d.cfg.reads)
+
+    def features(self, m: Any, r: Float[Array, "B T C"]) -> Float[Array, "B T D"]:
+        """From feature activations of layer m to the stream: their encoders, gates and norms, transposed."""
+        r = r * self.frozen.factor[m]
+        if self.d.cfg.kind == "neurons":
+            assert self.params.blocks.mlp is not None
+            return self.to_stream(m, jnp.einsum("BTC,DC->BTD", r, wide(self.params.blocks.mlp.w_in[m])), "mlp_in")
+        T, C = r.shape[1:]
+        place = jnp.arange(T * C, dtype=jnp.int32)
+        plain = replace(self.frozen, factor=jnp.ones_like(self.frozen.factor))
+        u, _, _ = feature_vectors(self.cfg, self.params, self.d, plain, jnp.full(T * C, m), place // C, place % C)
+        return jnp.einsum("BTC,TCD->BTD", r, u.reshape(T, C, -1))
+
+    def start(self, top: Any, pos: Array, vec: Array) -> Float[Array, "B T D"]:
+        """The cotangent of targets at layer `top`, carried below that layer's attention (sequential blocks)."""
+        B, T = pos.shape[0], self.frozen.tokens.shape[0]
+        g = jnp.zeros((B, T, self.cfg.d_model), vec.dtype).at[jnp.arange(B), pos].set(vec, mode="drop")
+        if self.cfg.parallel:
+            return g
+        inside = top < self.cfg.n_layers
+        return jax.lax.cond(
+            inside, lambda g: g + self.attention(jnp.minimum(top, self.cfg.n_layers - 1), g), lambda g: g, g
+        )
+
+    def below(self, m: Any, g: Array, written: Array, extra: Array | float) -> Float[Array, "B T D"]:
+        """From the stream after layer m to the stream before it; `extra` is what enters at the MLP's input."""
+        middle = g + self.skip(m, written) + extra
+        return middle + self.attention(m, g if self.cfg.parallel else middle)
+
+
+def source_reads(sweep: Sweep, m: Any, written: Array, acc: Any) -> tuple[Float[Array, "B T C"], Any]:
+    """<decoders, g> of layer m's features: complete once layer m is read, as no feature writes below its own layer."""
+    if sweep.d.cfg.kind != "clt":
+        return sweep.read(m, m, written), acc
+    acc = jax.lax.fori_loop(0, m + 1, lambda i, a: a.at[i].add(sweep.read(i, m, written)), acc)
+    return acc[m], acc
+
+
+def accumulator(sweep: Sweep, B: int) -> Any:
+    """Cross-layer features collect from several layers: [L, B, T, C]."""
+    L, T, C = sweep.frozen.index.shape
+    return jnp.zeros((L, B, T, C), sweep.frozen.value.dtype) if sweep.d.cfg.kind == "clt" else ()
+
+
+def effects(
+    cfg: ModelConfig, params: Params, dictionary: Transcoders, frozen: Frozen, targets: Targets
+) -> Float[Array, "L T C"]:
+    """Weighted absolute total effect of every active feature on the targets, for the selection (see `select`)."""
+    sweep = Sweep(cfg, params, dictionary, frozen)
+
+    def chunk(total: Array, t: Targets) -> tuple[Array, None]:
+        def body(i: Array, carry: Any) -> Any:
+            g, acc, total = carry
+            m = t.layer - 1 - i
+            written = sweep.written(m, g)
+            r, acc = source_reads(sweep, m, written, acc)
+            effect = jnp.einsum("B,BTC->TC", t.weight, jnp.abs(r * frozen.value[m]))
+            return sweep.below(m, g, written, sweep.features(m, r)), acc, total.at[m].add(effect)
+
+        g = sweep.start(t.layer, t.pos, t.vec)
+        return jax.lax.fori_loop(0, t.layer, body, (g, accumulator(sweep, t.pos.shape[0]), total))[2], None
+
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.scan(chunk, jnp.zeros_like(frozen.value), targets)[0]
+
+
+def rows(
+    cfg: ModelConfig,
+    params: Params,
+    dictionary: Transcoders,
+    frozen: Frozen,
+    targets: Targets,
+    selection: Selection | None = None,
+    *,
+    per_layer: int | None = None,
+    n_pos: int | None = None,
+) -> Rows:
+    """Edges from the selected features, errors and tokens to every target. Pure: `jit`, `vmap` and shard it.
+
+    Args:
+        cfg: the model's sizes and switches (static).
+        params: its weights.
+        dictionary: what `frozen` was made with.
+        frozen: the frozen prompt.
+        targets: in chunks, see `Targets`.
+        selection: features that are columns; None is every slot.
+        per_layer: static bound on the selected features of one layer (default: all that there can be).
+        n_pos: static; all targets of this call stand before this position, so that later ones are left out of the
+            sweep.
+    """
+    L, T, C = frozen.index.shape
+    if selection is None:
+        selection = Selection(jnp.arange(L * T * C, dtype=jnp.int32), jnp.arange(L + 1, dtype=jnp.int32) * (T * C))
+    n = min(T, n_pos or T)
+    width = min(per_layer or T * C, selection.flat.shape[0])
+    chosen = chosen_mask(selection, (L, T, C))
+    rest = (~chosen).astype(frozen.value.dtype)[:, :n]
+    sweep = Sweep(cfg, params, dictionary, _sliced(frozen, n))
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.map(lambda t: _chunk_rows(sweep, t, selection, rest, width, T), targets)
+
+
+def _chunk_rows(sweep: Sweep, t: Targets, selection: Selection, rest: Array, width: int, T: int) -> Rows:
+    """Rows of one chunk."""
+    frozen, (L, n, C) = sweep.frozen, sweep.frozen.index.shape
+    B, N = t.pos.shape[0], selection.flat.shape[0]
+    dtype = frozen.value.dtype
+    padded = jnp.concatenate([selection.flat, jnp.full(width, L * T * C, jnp.int32)])
+
+    def body(i: Array, carry: Any) -> Any:
+        g, acc, edges, errors, signed, absolute = carry
+        m = t.layer - 1 - i
+        written = sweep.written(m, g)
+        r, acc = source_reads(sweep, m, written, acc)
+        r = r * frozen.value[m]
+        edges = _put(edges, r, selection.start, padded, m, width, (T, C))
+        errors = errors.at[:, m].set(jnp.einsum("BTD,TD->BT", written, frozen.error[m]))
+        signed = signed.at[:, m].set(jnp.einsum("BTC,TC->BT", r, rest[m]))
+        absolute = absolute.at[:, m].set(jnp.einsum("BTC,TC->BT", jnp.abs(r), rest[m]))
+        return sweep.below(m, g, written, 0.0), acc, edges, errors, signed, absolute
+
+    by_layer = jnp.zeros((B, L, n), dtype)
+    start = (
+        sweep.start(t.layer, t.pos, t.vec),
+        accumulator(sweep, B),
+        jnp.zeros((B, N + width), dtype),
+        by_layer,
+        by_layer,
+        by_layer,
+    )
+    g, _, edges, errors, signed, absolute = jax.lax.fori_loop(0, t.layer, body, start)
+    tokens = jnp.einsum("BTD,TD->BT", g, token_vectors(sweep.cfg, sweep.params, frozen.tokens))
+
+    def all_positions(x: Array) -> Array:
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, T - n)])
+
+    weight = jnp.concatenate([edges[:, :N], all_positions(errors).reshape(B, L * T), all_positions(tokens)], -1)
+    origin = jnp.einsum("BD,BD->B", t.vec, frozen.origin[t.layer, t.pos])
+    bias = jnp.einsum("BD,BD->B", t.vec, frozen.constant[t.layer, t.pos]) + t.const + origin
+    real = t.valid.astype(dtype)
+    return Rows(
+        weight,
+        all_positions(signed),
+        all_positions(absolute),
+        bias * real,
+        origin * real,
+        t.value,
+        t.weight,
+        t.node,
+        t.layer,
+        t.valid,
+    )
+
+
+def _put(edges: Array, r: Array, start: Array, padded: Array, m: Any, width: int, shape: tuple[int, int]) -> Array:
+    """Write the selected features of layer m into their columns (a window of static width; the rest of it is kept)."""
+    T, C = shape
+    first, count = start[m], start[m + 1] - start[m]
+    place = jax.lax.dynamic_slice_in_dim(padded, first, width) - m * (T * C)
+    inside = (jnp.arange(width) < count) & (place < r.shape[1] * C)
+    values = jnp.take(r.reshape(r.shape[0], -1), jnp.clip(place, 0, r.shape[1] * C - 1), axis=1)
+    mine = jnp.arange(width) < count
+    old = jax.lax.dynamic_slice_in_dim(edges, first, width, axis=1)
+    return jax.lax.dynamic_update_slice_in_dim(
+        edges, jnp.where(mine, jnp.where(inside, values, 0.0), old), first, axis=1
+    )
