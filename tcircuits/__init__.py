@@ -1,0 +1,148 @@
+"""Circuit discovery in language models, as pure JAX functions.
+
+>>> import tcircuits as tc
+>>> sorted(name for name in dir(tc) if name.startswith("load"))
+['load_graph', 'load_model', 'load_transcoders']
+
+Names are imported when they are first used: `import tcircuits` starts no JAX backend and loads none of the heavy
+libraries.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tcircuits._version import __version__
+
+if TYPE_CHECKING:
+    from tcircuits.attribution import (
+        Difference,
+        Direction,
+        Feature,
+        Graph,
+        Logit,
+        Timings,
+        attribute,
+        attribute_batch,
+        effects,
+        expand,
+        freeze,
+        influence,
+        influence_sketch,
+        prune,
+        prune_masks,
+        rows,
+        scores,
+    )
+    from tcircuits.attribution.graph_io import load_graph, save_graph
+    from tcircuits.interventions import feature_edit, intervene, steer
+    from tcircuits.models.edits import Edit, edit
+    from tcircuits.models.folding import fold
+    from tcircuits.models.forward import Output, forward
+    from tcircuits.models.generate import generate
+    from tcircuits.models.loading import load_model
+    from tcircuits.models.model import Model, save_model
+    from tcircuits.transcoders.dictionary import Transcoders
+    from tcircuits.transcoders.lazy import LazyTranscoders
+    from tcircuits.transcoders.loading import load_transcoders, open_transcoders
+    from tcircuits.transcoders.saving import save_transcoders
+    from tcircuits.types import InputError
+    from tcircuits.view.page import write_page
+
+_HOME = {
+    "tcircuits.attribution": (
+        "Difference",
+        "Direction",
+        "Feature",
+        "Graph",
+        "Logit",
+        "Timings",
+        "attribute",
+        "attribute_batch",
+        "effects",
+        "expand",
+        "freeze",
+        "influence",
+        "influence_sketch",
+        "prune",
+        "prune_masks",
+        "rows",
+        "scores",
+    ),
+    "tcircuits.attribution.graph_io": ("load_graph", "save_graph"),
+    "tcircuits.interventions": ("feature_edit", "intervene", "steer"),
+    "tcircuits.models.edits": ("Edit", "edit"),
+    "tcircuits.models.folding": ("fold",),
+    "tcircuits.models.forward": ("Output", "forward"),
+    "tcircuits.models.generate": ("generate",),
+    "tcircuits.models.loading": ("load_model",),
+    "tcircuits.models.model": ("Model", "save_model"),
+    "tcircuits.transcoders.dictionary": ("Transcoders",),
+    "tcircuits.transcoders.lazy": ("LazyTranscoders",),
+    "tcircuits.transcoders.loading": ("load_transcoders", "open_transcoders"),
+    "tcircuits.transcoders.saving": ("save_transcoders",),
+    "tcircuits.types": ("InputError",),
+    "tcircuits.view.page": ("write_page",),
+}
+_WHERE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "Difference",
+    "Direction",
+    "Edit",
+    "Feature",
+    "Graph",
+    "InputError",
+    "LazyTranscoders",
+    "Logit",
+    "Model",
+    "Output",
+    "Timings",
+    "Transcoders",
+    "__version__",
+    "attribute",
+    "attribute_batch",
+    "edit",
+    "effects",
+    "expand",
+    "feature_edit",
+    "fold",
+    "forward",
+    "freeze",
+    "generate",
+    "influence",
+    "influence_sketch",
+    "intervene",
+    "load_graph",
+    "load_model",
+    "load_transcoders",
+    "open_transcoders",
+    "prune",
+    "prune_masks",
+    "rows",
+    "save_graph",
+    "save_model",
+    "save_transcoders",
+    "scores",
+    "steer",
+    "write_page",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'tcircuits' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    if name in _HOME["tcircuits.attribution"] or name == "load_graph":  # whatever a graph can come from
+        importlib.import_module("tcircuits.attribution.graph").HTML.setdefault("fragment", _fragment)
+    return value
+
+
+def _fragment(graph_json: dict[str, Any]) -> str:
+    """What a graph shows in a notebook; the graph itself must not import the page, which stands above it."""
+    return importlib.import_module("tcircuits.view.page").html_fragment(graph_json)
+
+
+def __dir__() -> list[str]:
+    return __all__
