@@ -1,0 +1,1 @@
+"""Wall time against the public tools, in the same run."""

@@ -1,0 +1,147 @@
+"""The other side of `experiments.bench.attribution`: circuit-tracer on the same weights, dictionary and prompt.
+
+That module starts this one with an interpreter of its own (`--rival-python`), which needs what
+`tests/golden/make_circuit_tracer.py` says. Torch and circuit-tracer exist there only: they are imported by name, so
+that neither the package nor its type checker ever sees them.
+
+    PYTHON -m experiments.bench.rival_circuit_tracer EXCHANGE.npz ADJACENCY.npy BATCHES REPEATS
+
+reads the model from EXCHANGE.npz (Llama-like, per-layer ReLU transcoders from `mlp_in` to `mlp_out`), writes the
+adjacency matrix and, beside it, `.nodes.npy` (the features' layer, position, index), and prints one JSON object.
+"""
+
+import importlib
+import importlib.metadata
+import json
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+NAMES = {
+    "w_q": "attn.W_Q", "w_k": "attn.{g}W_K", "w_v": "attn.{g}W_V", "w_o": "attn.W_O",
+    "w_in": "mlp.old_mlp.W_in", "w_gate": "mlp.old_mlp.W_gate", "w_out": "mlp.old_mlp.W_out",
+}  # fmt: skip
+
+
+def model_config(cfg: SimpleNamespace) -> Any:
+    """The same model in the other library's words."""
+    torch = importlib.import_module("torch")
+    return importlib.import_module("transformer_lens").HookedTransformerConfig(
+        n_layers=cfg.n_layers,
+        d_model=cfg.d_model,
+        n_ctx=cfg.n_ctx,
+        d_head=cfg.d_head,
+        n_heads=cfg.n_heads,
+        n_key_value_heads=cfg.n_kv_heads if cfg.n_kv_heads < cfg.n_heads else None,
+        d_mlp=cfg.d_mlp,
+        d_vocab=cfg.d_vocab,
+        eps=cfg.norm_eps,
+        act_fn="silu",
+        gated_mlp=True,
+        normalization_type="RMS",
+        positional_embedding_type="rotary",
+        rotary_dim=cfg.rotary_dim,
+        rotary_base=int(cfg.rope_theta),
+        dtype=torch.float32,
+        device="cpu",
+        model_name="random-llama",
+    )
+
+
+def weights(cfg: SimpleNamespace, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Weights under the other library's names."""
+    out = {
+        "embed.W_E": stored["embed"],
+        "unembed.old_unembed.W_U": stored["unembed"],
+        "ln_final.w": stored["final_norm.w"],
+    }
+    grouped = "_" if cfg.n_kv_heads < cfg.n_heads else ""
+    for layer in range(cfg.n_layers):
+        at = f"blocks.{layer}."
+        for ours, theirs in (("norm1", "ln1"), ("norm2", "ln2")):
+            out[f"{at}{theirs}.w"] = stored[f"blocks.{ours}.w"][layer]
+        for ours, theirs in NAMES.items():
+            w = stored[f"blocks.{'attn' if theirs.startswith('attn') else 'mlp'}.{ours}"][layer]
+            w = w.swapaxes(0, 1) if ours in ("w_q", "w_k", "w_v") else w
+            out[at + theirs.format(g=grouped)] = w
+    return out
+
+
+def transcoders(cfg: SimpleNamespace, stored: dict[str, np.ndarray]) -> Any:
+    """The per-layer transcoders."""
+    torch, module = importlib.import_module("torch"), importlib.import_module("circuit_tracer.transcoder")
+    layers = {}
+    for layer in range(cfg.n_layers):
+        sizes = (cfg.d_model, stored["d.w_enc"].shape[1])
+        t = module.SingleLayerTranscoder(*sizes, torch.nn.functional.relu, layer, False, dtype=torch.float32)
+        for theirs, ours in (("W_enc", "w_enc"), ("b_enc", "b_enc"), ("W_dec", "w_dec"), ("b_dec", "b_dec")):
+            getattr(t, theirs).data = torch.tensor(stored[f"d.{ours}"][layer])
+        layers[layer] = t
+    return module.TranscoderSet(layers, "mlp.hook_in", "hook_mlp_out", scan="random")
+
+
+def tokenizer(n: int) -> Any:
+    """Words w0 ...; the first is special."""
+    tokenizers, models = importlib.import_module("tokenizers"), importlib.import_module("tokenizers.models")
+    inner = tokenizers.Tokenizer(models.WordLevel({f"w{i}": i for i in range(n)}, unk_token="w1"))
+    fast = importlib.import_module("transformers").PreTrainedTokenizerFast
+    return fast(tokenizer_object=inner, bos_token="w0", eos_token="w0", unk_token="w1")
+
+
+def build(cfg: SimpleNamespace, stored: dict[str, np.ndarray]) -> Any:
+    """The replacement model with the weights in their places."""
+    torch = importlib.import_module("torch")
+    module = importlib.import_module("circuit_tracer.replacement_model.replacement_model_transformerlens")
+    model = module.TransformerLensReplacementModel.from_config(model_config(cfg), transcoders(cfg, stored))
+    model.tokenizer = tokenizer(cfg.d_vocab)
+    ours = weights(cfg, stored)
+    for name, p in model.named_parameters():
+        if not name.startswith("transcoders"):
+            w = ours.pop(name, None)
+            p.data = torch.zeros_like(p) if w is None else torch.tensor(w).reshape(p.shape)
+    if ours:
+        raise ValueError(f"weights that the rival's model has no place for: {sorted(ours)}")
+    return model
+
+
+def timed(f: Any, repeats: int) -> tuple[float, Any]:
+    """The least of some wall times, and the last result."""
+    seconds, value = [], None
+    for _ in range(repeats):
+        start = time.perf_counter()
+        value = f()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds), value
+
+
+def main(exchange: str, adjacency: str, batches: list[int], repeats: int) -> dict[str, Any]:
+    """Attribute and prune, at every batch size."""
+    torch = importlib.import_module("torch")
+    attribute = importlib.import_module("circuit_tracer").attribute
+    prune = importlib.import_module("circuit_tracer.graph").prune_graph
+    with np.load(exchange, allow_pickle=False) as file:
+        stored = {name: file[name] for name in file.files}
+    cfg = SimpleNamespace(**json.loads(str(stored["cfg"])))
+    model, tokens = build(cfg, stored), torch.tensor(stored["tokens"])
+    by_batch, graph = {}, None
+    for batch in batches:
+        by_batch[str(batch)], graph = timed(lambda b=batch: attribute(tokens, model, batch_size=b), repeats)
+    assert graph is not None
+    pruning, _ = timed(lambda: prune(graph, 0.8, 0.98), repeats)
+    np.save(adjacency, graph.adjacency_matrix.numpy())
+    np.save(adjacency + ".nodes.npy", graph.active_features[graph.selected_features].int().numpy())
+    return {
+        "seconds_by_batch": by_batch,
+        "prune": pruning,
+        "nodes": int(graph.adjacency_matrix.shape[0]),
+        "threads": torch.get_num_threads(),
+        "versions": {"torch": torch.__version__, "circuit-tracer": importlib.metadata.version("circuit-tracer")},
+    }
+
+
+if __name__ == "__main__":
+    path, out, sizes, count = sys.argv[1:]
+    print(json.dumps(main(path, out, [int(b) for b in sizes.split(",")], int(count))))

@@ -1,0 +1,173 @@
+"""The table of measured figures in README.md, from the result files that the other modules write.
+
+python -m experiments.figures            prints the table
+python -m experiments.figures --write    puts it between the markers in README.md
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "experiments" / "results"
+BEGIN = "<!-- figures: written by `make figures` -->"
+END = "<!-- end of figures -->"
+Row = tuple[str, str, str]
+
+
+def read(name: str) -> dict[str, Any]:
+    """One result file."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def reference_rows() -> list[Row]:
+    """The real model against the reference implementation."""
+    f = read("smollm2_reference")["figures"]
+    answers = ", ".join(f'p("{a["answer"]}") = {a["p"]:.4f}' for a in f["answers"])
+    apart = f"{f['logits']['max_difference']:.1e} over {f['logits']['tokens']} tokens"
+    where = "experiments.smollm2_reference"
+    return [
+        ("SmolLM2-135M from its GGUF file", answers, where),
+        ("its logits against the reference implementation, largest difference", apart, where),
+    ]
+
+
+def balance_rows() -> list[Row]:
+    """How well rows balance."""
+    f, where = read("row_sums")["figures"], "experiments.row_sums"
+    random = f"{f['random_max']['float64']:.1e} (float64), {f['random_max']['float32']:.1e} (float32)"
+    real = ", ".join(f"{p['max_row_gap']:.1e} ({p['dtype']})" for p in f["pretrained"] if p["model"] == "smollm2-135m")
+    return [
+        (f"`max_row_gap` on {len(f['random']) // 2} random models and dictionaries", random, where),
+        ("`max_row_gap` on SmolLM2 with neurons", real, where),
+    ]
+
+
+def trace_rows() -> list[Row]:
+    """The trace that `make demo` runs."""
+    f, where = read("trace_smollm2")["figures"], "experiments.trace_smollm2"
+    warm = f["warm"]
+    stages = ", ".join(f"{k} {v:.1f}" for k, v in warm["seconds"].items())
+    return [
+        ("trace of five tokens, 7,500 of 230,400 neurons expanded, first run", f"{f['cold']['wall']:.0f} s", where),
+        ("the same with compiled programs on disk", f"{warm['wall']:.0f} s ({stages})", where),
+        ("its peak memory", f"{warm['peak_rss_gb']:.1f} GB", where),
+        ("its influence that ends in features not expanded", f"{100 * warm['unexpanded_share']:.0f} %", where),
+    ]
+
+
+def selection_rows() -> list[Row]:
+    """How much influence the rule that selects features catches."""
+    rules = {r["rule"]: r for r in read("selection_rule")["figures"]["summary"]}
+    ours, effect, rounds = (rules[r]["of_oracle"]["1000"]["mean"] for r in ("sketch 64", "effect", "rounds 256"))
+    found = f"{100 * ours:.1f} % (by effect {100 * effect:.1f} %, in rounds of 256 {100 * rounds:.1f} %)"
+    what = "influence that 1,000 selected features carry, of what the best 1,000 do (full expansion, 4-layer model)"
+    return [(what, found, "experiments.selection_rule")]
+
+
+def speed_rows() -> list[Row]:
+    """Attribution against circuit-tracer in the same run."""
+    out: list[Row] = []
+    for c in read("bench_attribution")["figures"]["cases"]:
+        if c.get("rival"):
+            ours, rival, times = c["ours"], c["rival"], c["times_faster"]
+            text = (
+                f"{ours['warm']:.1f} s against {rival['best']:.1f} s: {times['warm']:.1f}x ({times['cold']:.1f}x cold)"
+            )
+            what = f"attribution of {ours['features']:,} features, against circuit-tracer 0.5.0 at its best batch size"
+            out.append((what, text, "experiments.bench.attribution"))
+    return out
+
+
+def format_rows() -> list[Row]:
+    """Dictionaries that go through files to other tools, and back."""
+    f, where = read("format_readers")["figures"], "experiments.format_readers"
+    versions = {name: v for tool in f["tools"].values() for name, v in tool["versions"].items()}
+    names = {"circuit-tracer": "circuit-tracer", "sae-lens": "SAELens", "eai-sparsify": "sparsify"}
+    tools = ", ".join(f"{name} {versions[package]}" for package, name in names.items() if package in versions)
+    rows = [row for tool in f["tools"].values() for row in tool["rows"]]
+    refused = sum(row["verdict"].startswith("refused") for row in rows)
+    rest = len(rows) - f["summary"]["same"] - refused
+    found = (
+        f"{f['summary']['same']} of {len(rows)} the same within {f['summary']['largest_difference']:.0e} "
+        f"(float64), {refused} refused by one side, in {rest} the tool drops k or the skip"
+    )
+    return [(f"dictionaries that one side wrote and the other computes with: here and {tools}", found, where)]
+
+
+def lazy_rows() -> list[Row]:
+    """Dictionaries that stay on disk, against the same in memory."""
+    out: list[Row] = []
+    for c in read("bench_lazy_decoder")["figures"]["cases"]:
+        lazy, whole, sizes = c["lazy"], c["whole"], c["sizes"]
+        what = f"a {c['case']} set of {sizes['n_layers']} x {sizes['d_feature']:,} features left on disk, one prompt"
+        read_, peak = (f"{lazy[k]:.2f} GB of {whole[k]:.2f}" for k in ("read_gb", "peak_gb"))
+        again = f"{lazy['again']:.1f} s against {whole['again']:.1f} s once compiled"
+        text = f"{read_} read, peak {peak}, {again}; largest difference of an edge {c['graphs']['edge_difference']:.0e}"
+        out.append((what, text, "experiments.bench.lazy_decoder"))
+    return out
+
+
+def fuzz_rows() -> list[Row]:
+    """Damaged and hostile files."""
+    f = read("fuzz_loaders")["figures"]
+    o = f["outcomes"]
+    text = f"{o['refused']:,} refused with a message, {o['loaded']:,} loaded, {o['failed']} failed"
+    what = f"{f['files']:,} mutated files of {len(f['subjects'])} kinds through the loaders"
+    return [(what, text, "experiments.fuzz_loaders")]
+
+
+def table() -> str:
+    """The figures as a Markdown table, and where they were measured."""
+    rows = [*reference_rows(), *balance_rows(), *trace_rows(), *selection_rows(), *speed_rows(), *format_rows()]
+    rows += [*lazy_rows(), *fuzz_rows()]
+    lines = ["| what | figure | command |", "|---|---|---|"]
+    lines += [f"| {what} | {figure} | `python -m {where}` |" for what, figure, where in rows]
+    h, v = read("trace_smollm2")["hardware"], read("trace_smollm2")["versions"]
+    machine = f"{h['cpu']}, {h['cores']} cores, {h['memory_gb']:.0f} GB, Python {v['python']}, jax {v['jax']}"
+    names = ("trace_smollm2", "bench_attribution")
+    load = [read(name)["hardware"]["load_average"] for name in names]
+    busy = (
+        f" Load average then: trace {load[0]:.1f}, benchmark {load[1]:.1f}. Above the number of cores other programs "
+        "took part of the machine: such times are upper bounds, and ratios of them only rough."
+    )
+    return "\n".join([*lines, "", f"Measured on {machine}; the result files say with which commit.{busy}"])
+
+
+def with_table(readme: str) -> str:
+    """The text of README.md with the table between its markers.
+
+    Raises:
+        ValueError: the markers are not there.
+    """
+    head, begin, rest = readme.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"README.md must hold the markers {BEGIN!r} and {END!r}, in this order")
+    return f"{head}{BEGIN}\n\n{table()}\n\n{END}{tail}"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to do with the table."""
+
+    write: bool = False
+    """Put the table into README.md instead of printing it."""
+
+
+def main(cfg: Config) -> None:
+    """Print the table or write it."""
+    if not cfg.write:
+        print(table())
+        return
+    readme = ROOT / "README.md"
+    partial = readme.with_suffix(".md.partial")
+    partial.write_text(with_table(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    partial.replace(readme)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(Config))
