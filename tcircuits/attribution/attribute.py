@@ -84,6 +84,10 @@ def check_prompt(model: Any, prompt: Any) -> tuple[np.ndarray, str]:
 def check_match(model: Any, d: Transcoders | LazyTranscoders) -> None:
     """Raise where a dictionary was made for a model of other sizes."""
     cfg, c = model.cfg, d.cfg
+    if c.kind == "sae":
+        raise InputError(
+            f"{d.source!r} are SAEs on {c.reads}: they stand for no computation to attribute through; give transcoders"
+        )
     wrong = []
     if c.d_model != cfg.d_model:
         wrong.append(f"its width is {c.d_model}, the model's d_model {cfg.d_model}")

@@ -5,11 +5,14 @@ from typing import Literal
 
 import jax
 
-Kind = Literal["transcoder", "clt", "neurons"]
+Kind = Literal["transcoder", "clt", "sae", "neurons"]
 ActivationName = Literal["relu", "topk", "batchtopk", "jumprelu"]
-Reads = Literal["resid_mid", "normalized", "mlp_in"]
-Writes = Literal["mlp_out", "mlp_raw"]
+Reads = Literal["resid_mid", "normalized", "mlp_in", "mlp_out", "resid_pre", "resid_post"]
+Writes = Literal["mlp_out", "mlp_raw", "mlp_in", "resid_pre", "resid_mid", "resid_post"]
 Fill = Literal["error", "neurons"]
+MLP_READS = ("resid_mid", "normalized", "mlp_in")
+MLP_WRITES = ("mlp_out", "mlp_raw")
+SAE_SITES = ("mlp_in", "mlp_out", "resid_pre", "resid_mid", "resid_post")
 
 
 @jax.tree_util.register_static
@@ -18,7 +21,8 @@ class TranscoderConfig:
     """Sizes and switches of a set of dictionaries over the layers of one model.
 
     Attributes:
-        kind: `transcoder` writes to its own layer, `clt` to its own and all later ones, `neurons` are the model's MLP.
+        kind: `transcoder` writes to its own layer, `clt` to its own and all later ones, `neurons` are the model's MLP;
+            `sae` reconstructs the site that it reads (one of `SAE_SITES`), so nothing can be attributed through it.
         n_layers: layers of the model.
         layers: the layers that have a dictionary, ascending (all of them for `clt` and `neurons`).
         k: number kept by `topk`.
@@ -63,7 +67,17 @@ class TranscoderConfig:
             wrong.append(f"layers={self.layers} must be ascending, without repeats, and not empty")
         elif self.layers[0] < 0 or self.layers[-1] >= self.n_layers:
             wrong.append(f"layers={self.layers} leave the model's 0..{self.n_layers - 1}")
-        if self.kind != "transcoder" and len(self.layers) != self.n_layers:
+        if self.kind == "sae" and (self.reads != self.writes or self.reads not in SAE_SITES or self.skip):
+            wrong.append(
+                f"kind='sae' with reads={self.reads!r}, writes={self.writes!r}, skip={self.skip}: it writes the site "
+                f"that it reads, one of {', '.join(SAE_SITES)}, without a skip"
+            )
+        if self.kind != "sae" and (self.reads not in MLP_READS or self.writes not in MLP_WRITES):
+            wrong.append(
+                f"reads={self.reads!r}, writes={self.writes!r} with kind={self.kind!r}: "
+                f"reads {', '.join(MLP_READS)}, writes {', '.join(MLP_WRITES)}"
+            )
+        if self.kind in ("clt", "neurons") and len(self.layers) != self.n_layers:
             wrong.append(f"kind={self.kind!r} covers all {self.n_layers} layers, but layers has {len(self.layers)}")
         if wrong:
             raise ValueError("dictionary configuration does not fit together: " + "; ".join(wrong))

@@ -80,6 +80,8 @@ def _problems(d: Transcoders | LazyTranscoders, target: Path, format: str) -> li
         return [*wrong, "neurons are part of the model, so there is nothing to write"]
     if format != "orbax" and not all(x.is_fully_addressable for x in jax.tree.leaves(d)):
         return [*wrong, "its arrays are spread over several processes: use format='orbax'"]
+    if format != "orbax" and d.cfg.kind == "sae":
+        return [*wrong, f"the {format} format here is for transcoders, not SAEs: use format='orbax'"]
     if format != "orbax" and d.cfg.margin:
         return [*wrong, f"{format} has no TopK that ranks by the distance to a threshold: use format='orbax'"]
     if format == "saelens":

@@ -87,7 +87,7 @@ def check_sites(model: Model, transcoders: Transcoders) -> SiteCheck:
 
 def warn_of_sites(model: Model, transcoders: Transcoders) -> None:
     """Warn (`SiteWarning`) where a dictionary cannot belong to the sites that its files name."""
-    if model.cfg.attn_only or transcoders.cfg.kind == "neurons":
+    if model.cfg.attn_only or transcoders.cfg.kind in ("neurons", "sae"):
         return
     message = check_sites(model, transcoders).message
     if message is not None:

@@ -262,3 +262,17 @@ def test_a_tree_without_arrays():
 def test_a_configuration_that_does_not_fit_together(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIGS["transcoder relu"], **change)
+
+
+def test_an_sae_reads_what_it_writes():
+    cfg = TranscoderConfig("sae", L, D, F, (0, 2), reads="resid_post", writes="resid_post")
+    assert cfg.n_pairs == 2
+    for reads, writes, skip in (
+        ("mlp_in", "mlp_out", False),
+        ("normalized", "normalized", False),
+        ("mlp_in",) * 2 + (True,),
+    ):
+        with pytest.raises(ValueError, match="writes the site that it reads"):
+            TranscoderConfig("sae", L, D, F, ALL, reads=reads, writes=writes, skip=skip)
+    with pytest.raises(ValueError, match="with kind='transcoder'"):
+        TranscoderConfig("transcoder", L, D, F, ALL, reads="resid_post")
