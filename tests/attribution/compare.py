@@ -37,7 +37,7 @@ class Both:
 
 
 @cache
-def oracle(family: str, name: str, zero: str = "attribute", seed: int = 0) -> Both:
+def oracle(family: str, name: str, zero: str = "attribute", seed: int | None = None) -> Both:
     """A case with targets of every sort, and the oracle's graph of it."""
     case = builders.make_case(family, name, seed)
     here = at.localise(case.cfg, case.params, case.d, case.tokens, zero)

@@ -94,8 +94,9 @@ def rows_of(table):
 @pytest.mark.parametrize(("family", "name"), rows_of(TABLE + MORE))
 def test_edits_move_every_node_by_its_edge(family, name, x64):
     alone, together = gap_of(family, name, "float64")
-    assert alone <= (5e-13 if name == "neurons" else 1e-13)  # why: see the last test
-    assert together <= 1e-12
+    bound = 5e-13 if name == "neurons" else 1e-13  # why: see the last test
+    assert alone <= bound
+    assert together <= 10 * bound  # up to nine changes at once, each with the rounding of one
 
 
 @pytest.mark.parametrize(("family", "name"), [q for q in QUICK if q[1] != "neurons"])  # a gate near 0 keeps few digits

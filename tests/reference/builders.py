@@ -294,8 +294,15 @@ def make_dictionary(
     return d
 
 
-def make_case(family: str, name: str, seed: int = 0, length: int = 6, d_feature: int = 24, **changes: Any) -> Case:
-    """A model of `FAMILIES` with a dictionary of `DICTIONARIES` and a random prompt."""
+# Seed 0 draws a neuron of gemma3 whose one source nearly cancels inside a dot product: 1.7e-13 of its row is rounding.
+DRAWN = {("gemma3", "neurons"): 1}
+
+
+def make_case(
+    family: str, name: str, seed: int | None = None, length: int = 6, d_feature: int = 24, **changes: Any
+) -> Case:
+    """A model of `FAMILIES` with a dictionary of `DICTIONARIES` and a random prompt; the seed is 0, or from `DRAWN`."""
+    seed = DRAWN.get((family, name), 0) if seed is None else seed
     cfg = model_config(family, **changes)
     params = make_params(cfg, seed)
     tokens = np.random.default_rng(seed + 100).integers(0, cfg.d_vocab, size=length)
