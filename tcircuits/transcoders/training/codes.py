@@ -1,0 +1,174 @@
+"""Features of a batch while training: dense, or as slots of the active ones, with the gradients that training needs.
+
+`L` is the layers of a group: all of them where layers are coupled, else one. TopK and BatchTopK give slots
+[L, B, C]; their gradient reaches the pre-activations that were kept. JumpReLU's threshold gets a gradient through a
+kernel of width `bandwidth` around it (Rajamanoharan et al. 2024, arXiv 2407.14435, equations 11 and 12).
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tcircuits.transcoders.training.recipe import Recipe
+from tcircuits.transcoders.training.weights import Weights
+from tcircuits.types import Array, Float, Int
+
+SPARE = 8  # BatchTopK: a token may keep up to this many times the mean number of features
+ROWS = 256  # tokens whose decoder rows are gathered at once: they stay in the processor's cache
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Code:
+    """Feature values of a batch: `dense` [L, B, F], or the slots `index` and `value` [L, B, C] (value 0: empty).
+
+    `smallest` [L] is the value at which BatchTopK cut this batch, `on` [L, F] the number of tokens where each is on.
+    """
+
+    pre: Float[Array, "L B F"]
+    dense: Float[Array, "L B F"] | None
+    index: Int[Array, "L B C"] | None
+    value: Float[Array, "L B C"] | None
+    smallest: Float[Array, " L"]
+    on: Float[Array, "L F"]
+
+
+def sums_rows(recipe: Recipe) -> bool:
+    """Whether outputs are summed from the rows of active features."""
+    if not recipe.chooses or recipe.objective.nested or recipe.objective.prediction:
+        return False
+    return recipe.decode == "sparse" or (recipe.decode == "auto" and jax.default_backend() == "cpu")
+
+
+def preactivations(recipe: Recipe, w: Weights, x: Float[Array, "L B D"]) -> Float[Array, "L B F"]:
+    """W_enc (x - b_in) + b_enc, where the vector is taken off the bias: the gradient by x is then never formed."""
+    b = w.b_enc if w.b_in is None else w.b_enc - jnp.einsum("LFD,LD->LF", w.w_enc, w.b_in)
+    kind = jnp.dtype(recipe.compute)
+    pre = jnp.einsum("LBD,LFD->LBF", x.astype(kind), w.w_enc.astype(kind), preferred_element_type=b.dtype)
+    return pre + b[:, None]
+
+
+def encode_batch(recipe: Recipe, w: Weights, x: Float[Array, "L B D"]) -> Code:
+    """The features of a batch."""
+    pre = preactivations(recipe, w, x)
+    nothing = jnp.zeros(len(pre), pre.dtype)
+    if not recipe.chooses:
+        f = jax.nn.relu(pre)
+        if w.log_threshold is not None:
+            f = jumprelu(pre, jnp.exp(w.log_threshold), recipe.objective.bandwidth)
+        return Code(pre, f, None, None, nothing, _on(f))
+    index, value, smallest = slots(recipe, pre)
+    if sums_rows(recipe):
+        return Code(pre, None, index, value, smallest, _count(index, value, pre.shape[-1]))
+    f = spread(index, value, pre.shape[-1])
+    return Code(pre, f, None, None, smallest, _on(f))
+
+
+def slots(recipe: Recipe, pre: Float[Array, "L B F"]) -> tuple[Array, Array, Array]:
+    """TopK's or BatchTopK's choice: index, value (0 where the slot is empty), and the value of the cut [L]."""
+    F = pre.shape[-1]
+    if recipe.dictionary.activation == "topk":
+        assert recipe.dictionary.k is not None
+        value, index = jax.lax.top_k(jax.nn.relu(pre), recipe.dictionary.k)
+        return index, value, jnp.zeros(len(pre), pre.dtype)
+    assert recipe.objective.k is not None
+    value, index = jax.lax.top_k(jax.nn.relu(pre), min(F, SPARE * recipe.objective.k))
+    cut = jax.vmap(partial(nth_largest, n=recipe.objective.k * pre.shape[1]))(jax.lax.stop_gradient(value))
+    return index, jnp.where(value >= cut[:, None, None], value, 0.0), cut
+
+
+def nth_largest(x: Array, n: int) -> Array:
+    """The n-th largest of non-negative floats, by bisection over their bits; the smallest positive if fewer are.
+
+    Non-negative floats are ordered as the integers of their bits are: 31 (63) counts find the exact value.
+    """
+    wide = jnp.dtype(x.dtype).itemsize == 8
+    whole: Any = jnp.int64 if wide else jnp.int32
+    bits = jax.lax.bitcast_convert_type(x, whole).reshape(-1)
+
+    def halve(bounds: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        low, high = bounds  # count(>= low) >= n or low = 1; count(>= high) < n
+        middle = low + (high - low) // 2
+        enough = jnp.sum(bits >= middle) >= n
+        return (jnp.where(enough, middle, low), jnp.where(enough, high, middle)), None
+
+    top = jnp.asarray(jnp.iinfo(whole).max, whole)
+    (low, _), _ = jax.lax.scan(halve, (jnp.ones((), whole), top), None, length=63 if wide else 31)
+    return jax.lax.bitcast_convert_type(low, x.dtype)
+
+
+def spread(index: Int[Array, "L B C"], value: Float[Array, "L B C"], n: int) -> Float[Array, "L B F"]:
+    """Slots as a dense array."""
+    zeros = jnp.zeros((*value.shape[:-1], n), value.dtype)
+    return jnp.put_along_axis(zeros, index, value, axis=-1, inplace=False)
+
+
+def _on(f: Array) -> Array:
+    return jnp.sum(jax.lax.stop_gradient(f) > 0, 1).astype(f.dtype)
+
+
+def _count(index: Array, value: Array, n: int) -> Array:
+    layers = jnp.arange(len(index))[:, None, None]
+    return jnp.zeros((len(index), n), value.dtype).at[layers, index].add(jax.lax.stop_gradient(value > 0))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def jumprelu(pre: Float[Array, "L B F"], threshold: Float[Array, "L F"], bandwidth: float) -> Float[Array, "L B F"]:
+    """The pre-activation where it is above its threshold, else 0."""
+    return jnp.where(pre > threshold[:, None], pre, 0.0)
+
+
+def _near(pre: Array, threshold: Array, bandwidth: float) -> Array:
+    """The kernel: 1 / bandwidth within half of it around the threshold."""
+    return (jnp.abs(pre - threshold[:, None]) < bandwidth / 2) / bandwidth
+
+
+def _jumprelu_backward(bandwidth: float, kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    pre, threshold = kept
+    d_threshold = -threshold * jnp.sum(g * _near(pre, threshold, bandwidth), 1)
+    return jnp.where(pre > threshold[:, None], g, 0.0), d_threshold.astype(threshold.dtype)
+
+
+jumprelu.defvjp(lambda pre, t, bandwidth: (jumprelu(pre, t, bandwidth), (pre, t)), _jumprelu_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def gate(pre: Float[Array, "L B F"], threshold: Float[Array, "L F"], bandwidth: float) -> Float[Array, "L B F"]:
+    """1 where a feature is on, else 0; only the threshold gets a gradient."""
+    return (pre > threshold[:, None]).astype(pre.dtype)
+
+
+def _gate_backward(bandwidth: float, kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    pre, threshold = kept
+    return jnp.zeros_like(pre), -jnp.sum(g * _near(pre, threshold, bandwidth), 1).astype(threshold.dtype)
+
+
+gate.defvjp(lambda pre, t, bandwidth: (gate(pre, t, bandwidth), (pre, t)), _gate_backward)
+
+
+@jax.custom_vjp
+def sum_rows(index: Int[Array, "B C"], value: Float[Array, "B C"], w: Float[Array, "F D"]) -> Float[Array, "B D"]:
+    """sum_c value_c w[index_c]: the product with a matrix of which few rows count; rows are gathered in blocks."""
+    return _by_blocks(lambda i, v: jnp.einsum("bc,bcd->bd", v, w[i], preferred_element_type=v.dtype), index, value)
+
+
+def _by_blocks(f: Any, *arrays: Array) -> Array:
+    n = arrays[0].shape[0]
+    rows = next(r for r in range(min(n, ROWS), 0, -1) if n % r == 0)
+    blocks = jax.lax.map(lambda block: f(*block), tuple(a.reshape(n // rows, rows, *a.shape[1:]) for a in arrays))
+    return blocks.reshape(n, *blocks.shape[2:])
+
+
+def _sum_rows_backward(kept: tuple[Array, Array, Array], g: Array) -> tuple[None, Array, Array]:
+    """The values' gradient from the same rows; the matrix's as one dense product, which needs no scattered sums."""
+    index, value, w = kept
+    d_value = _by_blocks(lambda i, h: jnp.einsum("bd,bcd->bc", h, w[i], preferred_element_type=h.dtype), index, g)
+    f = spread(index, value, w.shape[0])
+    d_w = jnp.einsum("bf,bd->fd", f.astype(w.dtype), g.astype(w.dtype), preferred_element_type=g.dtype)
+    return None, d_value, d_w.astype(w.dtype)
+
+
+sum_rows.defvjp(lambda index, value, w: (sum_rows(index, value, w), (index, value, w)), _sum_rows_backward)

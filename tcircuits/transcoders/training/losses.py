@@ -1,0 +1,239 @@
+"""The loss of a group of layers, term by term; see `Objective` for the formulas and their sources.
+
+Arrays have the layers of the group leading, then the tokens of the batch. A loss is a vector, one entry a layer, so
+that a bad one can be named; training minimises its sum.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tcircuits.transcoders.training.codes import Code, encode_batch, gate, spread, sum_rows
+from tcircuits.transcoders.training.recipe import Recipe
+from tcircuits.transcoders.training.weights import Head, Weights, pairs
+from tcircuits.types import Array, Bool, Float
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Metrics:
+    """Figures of one batch, by layer: the loss and its parts, squared error and variance summed, L0, dead features."""
+
+    loss: Float[Array, " L"]
+    error: Float[Array, " L"]
+    sparsity: Float[Array, " L"]
+    auxiliary: Float[Array, " L"]
+    fvu: Float[Array, " L"]
+    l0: Float[Array, " L"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Seen:
+    """What the optimiser's bookkeeping needs of a batch: how often each feature fired, BatchTopK's cut."""
+
+    on: Float[Array, "L F"]
+    smallest: Float[Array, " L"]
+
+
+def loss(
+    recipe: Recipe,
+    w: Weights,
+    x: Float[Array, "L B D"],
+    y: Float[Array, "L B D"],
+    dead: Bool[Array, "L F"],
+    strength: Float[Array, ""],
+) -> tuple[Array, tuple[Metrics, Seen]]:
+    """The loss of a batch of normalised activations, its parts, and what fired.
+
+    Args:
+        recipe: static.
+        w: weights of the group's layers.
+        x: what the dictionaries read.
+        y: what they must write.
+        dead: features that count as dead.
+        strength: factor of the sparsity terms (below 1 while they warm up).
+    """
+    o = recipe.objective
+    code = encode_batch(recipe, w, x)
+    guesses = outputs(recipe, w, code, x)  # [G, L, B, D]; the last is the whole dictionary
+    errors = jnp.stack([_error(recipe, y, guess) for guess in guesses]).mean(0)
+    sparsity = strength * _sparsity(recipe, w, code)
+    auxiliary = jnp.zeros_like(errors)
+    if o.auxk:
+        auxiliary = o.auxk * _auxk(recipe, w, code, y, guesses[-1], dead)
+    if o.prediction and w.head is not None:
+        auxiliary = auxiliary + o.prediction * _prediction(recipe, w.head, code)
+    total = errors + sparsity + auxiliary
+    squared, variance = jnp.sum((y - guesses[-1]) ** 2, (1, 2)), _variance(y)
+    l0 = code.on.sum(-1) / x.shape[1]
+    metrics = Metrics(total, errors, sparsity, auxiliary, squared / variance, l0)
+    return total.sum(), jax.lax.stop_gradient((metrics, Seen(code.on, code.smallest)))
+
+
+def _variance(y: Array) -> Array:
+    return jnp.maximum(jnp.sum((y - y.mean(1, keepdims=True)) ** 2, (1, 2)), jnp.finfo(y.dtype).tiny)
+
+
+def _error(recipe: Recipe, y: Float[Array, "L B D"], guess: Float[Array, "L B D"]) -> Float[Array, " L"]:
+    squared = (y - guess) ** 2
+    match recipe.objective.error:
+        case "squared":
+            return squared.sum(-1).mean(-1)
+        case "reference":
+            size = jnp.maximum(jnp.linalg.norm(y, axis=-1), jnp.finfo(y.dtype).tiny)
+            return (squared / size[..., None]).mean((1, 2))
+        case "fvu":
+            return squared.sum((1, 2)) / _variance(y)
+
+
+def outputs(recipe: Recipe, w: Weights, code: Code, x: Float[Array, "L B D"]) -> list[Array]:
+    """What each nested prefix writes, [L, B, D] each; the last is the whole dictionary."""
+    base = jnp.broadcast_to(w.b_dec[:, None], x.shape)
+    if w.w_skip is not None:
+        skip = w.w_skip.astype(recipe.compute)
+        base = base + jnp.einsum("LBD,LDE->LBE", x.astype(skip.dtype), skip, preferred_element_type=x.dtype)
+    edges = [0, *recipe.objective.nested, recipe.dictionary.d_feature]
+    total, found = base, []
+    for start, stop in pairwise(edges):
+        total = total + _written(recipe, w, code, start, stop)
+        found.append(total)
+    return found
+
+
+def _written(recipe: Recipe, w: Weights, code: Code, start: int, stop: int) -> Float[Array, "L B D"]:
+    """What features start..stop write at each output; the whole dictionary where slots are summed."""
+    decoder = w.w_dec.astype(recipe.compute)
+    if recipe.dictionary.kind != "clt":
+        by_layer = [(m, slice(m, m + 1), decoder[m : m + 1]) for m in range(len(decoder))]
+        if code.dense is None:
+            return jnp.stack([_product(code, sources, rows, start, stop) for _, sources, rows in by_layer])
+        return _layers(code, decoder, start, stop)
+    if w.gain is not None:  # one decoder a source: it is used once, and its output weighed for each layer
+        written = _layers(_dense(code), decoder, start, stop)
+        return jnp.einsum("MI,IBD->MBD", _matrix(recipe, w.gain), written)
+    edges, found = pairs(recipe), []
+    for m in range(len(code.pre)):
+        own = [p for p, (_, output) in enumerate(edges) if output == m]
+        sources = slice(edges[own[0]][0], m + 1)
+        found.append(_product(code, sources, decoder[own[0] : own[-1] + 1], start, stop))
+    return jnp.stack(found)
+
+
+def _layers(code: Code, decoder: Float[Array, "L F D"], start: int, stop: int) -> Float[Array, "L B D"]:
+    """Each layer's features through its own matrix."""
+    assert code.dense is not None
+    wide = code.dense[..., start:stop].astype(decoder.dtype)
+    return jnp.einsum("LBF,LFD->LBD", wide, decoder[:, start:stop], preferred_element_type=code.pre.dtype)
+
+
+def _product(code: Code, sources: slice, rows: Float[Array, "I F D"], start: int, stop: int) -> Float[Array, "B D"]:
+    """What the features of several layers write to one output, as one product over all of them."""
+    if code.dense is not None:
+        f = code.dense[sources, :, start:stop].astype(rows.dtype)
+        return jnp.einsum("IBF,IFD->BD", f, rows[:, start:stop], preferred_element_type=code.pre.dtype)
+    assert code.index is not None
+    assert code.value is not None
+    n, F, D = rows.shape
+    index = code.index[sources] + F * jnp.arange(n, dtype=code.index.dtype)[:, None, None]
+    together = [jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1) for a in (index, code.value[sources])]
+    return sum_rows(together[0], together[1], rows.reshape(n * F, D))
+
+
+def _dense(code: Code) -> Code:
+    if code.dense is not None:
+        return code
+    assert code.index is not None
+    assert code.value is not None
+    return replace(code, dense=spread(code.index, code.value, code.pre.shape[-1]), index=None, value=None)
+
+
+def _matrix(recipe: Recipe, gain: Float[Array, " P"]) -> Float[Array, "L L"]:
+    """The factors of a tied decoder by (output, source)."""
+    n, edges = len(recipe.dictionary.layers), pairs(recipe)
+    outputs, sources = [m for _, m in edges], [i for i, _ in edges]
+    return jnp.zeros((n, n), gain.dtype).at[jnp.asarray(outputs), jnp.asarray(sources)].set(gain)
+
+
+def decoder_norms(recipe: Recipe, w: Weights) -> Float[Array, "L F"]:
+    """The norm of what each feature writes to all its outputs together; ones where rows are kept at norm 1."""
+    if recipe.decoder_norm == "unit":
+        return jnp.ones_like(w.b_enc)
+    if recipe.dictionary.kind != "clt":
+        return jnp.sqrt(jnp.sum(w.w_dec**2, -1) + 1e-12)
+    squares: list[Any] = [1e-12] * len(w.b_enc)
+    for p, (i, _) in enumerate(pairs(recipe)):
+        own = w.w_dec[p] if w.gain is None else w.gain[p] * w.w_dec[i]
+        squares[i] = squares[i] + jnp.sum(own**2, -1)
+    return jnp.sqrt(jnp.stack(squares))
+
+
+def _sparsity(recipe: Recipe, w: Weights, code: Code) -> Float[Array, " L"]:
+    """All terms that want fewer or smaller features, without warm-up."""
+    o, total = recipe.objective, jnp.zeros(len(code.pre), code.pre.dtype)
+    if not any((o.l1, o.l0, o.frequency, o.tanh, o.preactivation)):
+        return total
+    norms = decoder_norms(recipe, w)
+    if o.l1 or o.tanh:
+        f = _values(code) * (norms[:, None] if code.dense is not None else _taken(norms, code))
+        total = total + (o.l1 * f.sum(-1) + o.tanh * jnp.tanh(o.tanh_scale * f).sum(-1)).mean(-1)
+    if w.log_threshold is not None:
+        total = total + _counted(recipe, w, code)
+    if o.preactivation:
+        floor = 0.0 if w.log_threshold is None else jnp.exp(w.log_threshold)[:, None]
+        below = jax.nn.relu(floor - code.pre) * norms[:, None]
+        total = total + o.preactivation * below.sum(-1).mean(-1)
+    return total
+
+
+def _values(code: Code) -> Array:
+    found = code.value if code.dense is None else code.dense
+    assert found is not None
+    return found
+
+
+def _taken(norms: Float[Array, "L F"], code: Code) -> Float[Array, "L B C"]:
+    assert code.index is not None
+    return jax.vmap(lambda n, i: n[i])(norms, code.index)
+
+
+def _counted(recipe: Recipe, w: Weights, code: Code) -> Float[Array, " L"]:
+    """JumpReLU's terms on how many features are on, and how often each."""
+    o = recipe.objective
+    assert w.log_threshold is not None
+    if not (o.l0 or o.frequency):
+        return jnp.zeros(len(code.pre), code.pre.dtype)
+    share = gate(code.pre, jnp.exp(w.log_threshold), o.bandwidth).mean(1)  # [L, F]
+    l0 = share.sum(-1)
+    counted = o.l0 * (l0 if o.l0_target is None else (l0 / o.l0_target - 1) ** 2)
+    return counted + o.frequency * jax.nn.relu(share - o.frequency_limit).sum(-1)
+
+
+def _auxk(
+    recipe: Recipe, w: Weights, code: Code, y: Array, guess: Array, dead: Bool[Array, "L F"]
+) -> Float[Array, " L"]:
+    """What the largest dead features leave of the residual, which itself is held fixed; 0 where nothing is dead."""
+    count = recipe.objective.k_aux or min(y.shape[-1] // 2, code.pre.shape[-1])
+    residual = jax.lax.stop_gradient(y - guess)
+
+    def revive(pre: Array) -> Array:
+        value, index = jax.lax.top_k(jnp.where(dead[:, None], jax.nn.relu(pre), 0.0), count)
+        wide = spread(index, value, pre.shape[-1])
+        own = Code(pre, wide, None, None, code.smallest, code.on)
+        return _error(recipe, residual, _written(recipe, w, own, 0, pre.shape[-1]))
+
+    return jax.lax.cond(dead.any(), revive, lambda pre: jnp.zeros(len(pre), pre.dtype), code.pre)
+
+
+def _prediction(recipe: Recipe, head: Head, code: Code) -> Float[Array, " L"]:
+    """How far the next layer's features are from their prediction; the last layer predicts nothing."""
+    f = code.dense
+    assert f is not None
+    source = f[:-1] if recipe.objective.cross_grad else jax.lax.stop_gradient(f[:-1])
+    hidden = jax.nn.relu(jnp.einsum("LBF,LFR->LBR", source, head.v) + head.c[:, None])
+    guess = jax.nn.relu(jnp.einsum("LBR,LRF->LBF", hidden, head.u) + head.b[:, None])
+    gap = jnp.sum((jax.lax.stop_gradient(f[1:]) - guess) ** 2, -1).mean(-1)
+    return jnp.concatenate([gap, jnp.zeros(1, gap.dtype)])
