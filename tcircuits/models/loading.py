@@ -22,9 +22,10 @@ from tcircuits.models.edits import SITES
 from tcircuits.models.families import config_from_hf
 from tcircuits.models.gguf_file import open_gguf
 from tcircuits.models.hf_folder import open_folder, open_hub
-from tcircuits.models.model import Model, load_saved, saved_config
+from tcircuits.models.model import Model, load_saved, saved_config, saved_tokenizer
 from tcircuits.models.params import count
 from tcircuits.models.source import Source
+from tcircuits.models.tokenizers import NO_TOKENIZER, Tokenizer
 from tcircuits.parallel import check_dtype
 from tcircuits.types import InputError
 
@@ -110,6 +111,23 @@ def describe_model(source: str | os.PathLike[str]) -> dict[str, Any]:
     }
     memory = f"{4 * n / 1e9:.2f} GB in float32, {2 * n / 1e9:.2f} GB in bfloat16"
     return {"name": name, "family": cfg.family, "parameters": n, "memory": memory, **sizes, "sites": sites_of(cfg)}
+
+
+def load_tokenizer(source: str | os.PathLike[str]) -> tuple[Tokenizer, int]:
+    """A model's tokenizer, and the size of the model's vocabulary; no tensor is read.
+
+    Raises:
+        InputError: as `load_model`, and where the model has no tokenizer.
+    """
+    path = Path(source).expanduser()
+    if str(source) not in BUILTIN and began_as_checkpoint(path):
+        found, size = saved_tokenizer(path), saved_config(path)[0].d_vocab
+    else:
+        opened = _open(str(source))
+        found, size = opened.tokenizer(), _planned(opened)[0].d_vocab
+    if found is None:
+        raise InputError(f"{source}: {NO_TOKENIZER}")
+    return found, size
 
 
 def sites_of(cfg: ModelConfig) -> str:

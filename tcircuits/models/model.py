@@ -104,6 +104,16 @@ def saved_config(path: Path) -> tuple[ModelConfig, str]:
     return _saved_config(path, about), str(about.get("name", path.name))
 
 
+def saved_tokenizer(path: Path) -> Tokenizer | None:
+    """Tokenizer of a model that `save_model` wrote, None where it has none.
+
+    Raises:
+        InputError: as `load_saved`.
+    """
+    special = checkpoint.metadata(path, format_name=FORMAT, version=VERSION).get("tokenizer")
+    return None if special is None else _saved_tokenizer(path / TOKENIZER, special)
+
+
 def load_saved(path: Path, dtype: Any, mesh: Mesh | None) -> Model:
     """A model that `save_model` wrote.
 
@@ -112,9 +122,7 @@ def load_saved(path: Path, dtype: Any, mesh: Mesh | None) -> Model:
     """
     about = checkpoint.metadata(path, format_name=FORMAT, version=VERSION)
     cfg = _saved_config(path, about)
-    special, tokenizer = about.get("tokenizer"), None
-    if special is not None:
-        tokenizer = _saved_tokenizer(path / TOKENIZER, special)  # before the arrays are read
+    tokenizer = saved_tokenizer(path)  # before the arrays are read
     shapes = abstract(cfg, dtype)
     if mesh is not None:
         places = shardings(spec(cfg), mesh)

@@ -49,6 +49,10 @@ class Tokenizer:
         """Token ids of `text`, no special tokens added (those written out in the text are recognised)."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `encode`, for many texts, on all cores."""
+        return [found.ids for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
