@@ -70,6 +70,14 @@ class MlpHook:
     fn: Callable[[Array, Any, dict[str, Array], Array], tuple[Array, Any, Any]]
 
 
+@dataclass(frozen=True)
+class SiteHook:
+    """Replaces the value of one site in every layer, before the site's edits: `fn(layer, value [T, ...]) -> value`."""
+
+    at: str
+    fn: Callable[[Any, Array], Array]
+
+
 class LayerKind(NamedTuple):
     """In what layers differ from each other: the window (0 is none), and whether queries and keys are rotated."""
 
@@ -93,14 +101,23 @@ class View:
 
 
 class Tap:
-    """Applies the edits of a site and keeps its value when it is asked for. Lives for one trace of one layer."""
+    """Applies hook and edits of a site and keeps its value when it is asked for. Lives for one trace of one layer."""
 
-    def __init__(self, edits: tuple[Edit, ...], sites: tuple[str, ...], layer: Any, positions: Array) -> None:
-        self.edits, self.sites, self.layer, self.positions = edits, sites, layer, positions
+    def __init__(
+        self,
+        edits: tuple[Edit, ...],
+        sites: tuple[str, ...],
+        layer: Any,
+        positions: Array,
+        hook: SiteHook | None = None,
+    ) -> None:
+        self.edits, self.sites, self.layer, self.positions, self.hook = edits, sites, layer, positions, hook
         self.kept: dict[str, Array] = {}
 
     def __call__(self, site: str, x: Array) -> Array:
-        """`x` after the edits of `site`."""
+        """`x` after the hook and the edits of `site`."""
+        if self.hook is not None and self.hook.at == site:
+            x = self.hook.fn(self.layer, x)
         x = apply_edits(self.edits, site, self.layer, self.positions, x)
         if site in self.sites:
             self.kept[site] = x
@@ -174,14 +191,22 @@ def mix(cfg: ModelConfig, pattern: Float[Array, "H T S"], v: Float[Array, "S G K
     return jnp.einsum("GRTS,SGK->TGRK", grouped, v).reshape(pattern.shape[1], cfg.n_heads, cfg.d_head)
 
 
-def mlp(cfg: ModelConfig, p: Mlp, x: Float[Array, "*X D"]) -> Float[Array, "*X D"]:
-    """The MLP of one layer."""
+def mlp_hidden(cfg: ModelConfig, p: Mlp, x: Float[Array, "*X D"]) -> Float[Array, "*X M"]:
+    """The neurons of one layer's MLP."""
     up = _plus(jnp.einsum("...D,DM->...M", x, p.w_in), p.b_in)
     if p.w_gate is None:
-        hidden = act(cfg.activation, up)
-    else:
-        hidden = act(cfg.activation, _plus(jnp.einsum("...D,DM->...M", x, p.w_gate), p.b_gate)) * up
+        return act(cfg.activation, up)
+    return act(cfg.activation, _plus(jnp.einsum("...D,DM->...M", x, p.w_gate), p.b_gate)) * up
+
+
+def mlp_written(p: Mlp, hidden: Float[Array, "*X M"]) -> Float[Array, "*X D"]:
+    """What neurons write."""
     return _plus(jnp.einsum("...M,MD->...D", hidden, p.w_out), p.b_out)
+
+
+def mlp(cfg: ModelConfig, p: Mlp, x: Float[Array, "*X D"]) -> Float[Array, "*X D"]:
+    """The MLP of one layer."""
+    return mlp_written(p, mlp_hidden(cfg, p, x))
 
 
 Cache = tuple[Float[Array, "S G K"], Float[Array, "S G K"]]

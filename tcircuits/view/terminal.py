@@ -115,6 +115,39 @@ def show_intervention(
     console.print(table, "", moved)
 
 
+def show_evaluation(found: dict[str, Any]) -> None:
+    """The table of a set of dictionaries, from the JSON object of its evaluation."""
+
+    def number(x: float | None, form: str = ".3f") -> str:
+        return "-" if x is None else f"{x:{form}}"
+
+    def ranged(x: dict[str, Any] | None) -> str:
+        if x is None or x["value"] is None:
+            return "-"
+        return f"{x['value']:.3f}" + ("" if x["low"] is None else f" [{x['low']:.3f}, {x['high']:.3f}]")
+
+    title = f"{found['dictionary']} ({found['kind']}, {found['reads']} to {found['writes']}) on {found['model']}"
+    layers = _table(title, "layer", "FVU", "L0", "dead", "bias", "L2 ratio", "shrinkage")
+    for row in found["by_layer"]:
+        rest = (number(row[k]) for k in ("bias", "l2_ratio", "shrinkage"))
+        layers.add_row(str(row["layer"]), number(row["fvu"]), number(row["l0"], ".1f"), _percent(row["dead"]), *rest)
+    all_ = found["overall"]
+    layers.add_row("mean", number(all_["fvu"]), number(all_["l0"], ".1f"), _percent(all_["dead"]), "", "", "")
+    names = ("CE change", "if zero", "if mean", "recovered of zero", "recovered of mean", "KL", "same top-1")
+    losses = _table(f"Replaced layers (original CE {found['ce_original']:.4f} nats)", "layers", *names)
+    for row in found["replaced"]:
+        delta, kept = row["delta"], row["recovered"]
+        ablated = (number(delta[k]["value"]) for k in ("zero", "mean"))
+        shares = (ranged(kept[k]) for k in ("zero", "mean"))
+        last = (number(row["kl"]["dictionary"]), _percent(row["agree"]["dictionary"]))
+        which = "all" if row["all"] else ",".join(map(str, row["layers"]))
+        losses.add_row(which, ranged(delta["dictionary"]), *ablated, *shares, *last)
+    console = Console()
+    console.print(layers, "", losses)
+    counts = f"{found['n_positions']:,} positions, {found['n_predictions']:,} predictions; brackets: "
+    console.print(Text(counts + f"{100 * found['level']:.0f} % interval over rows"))
+
+
 def show_facts(title: str, facts: dict[str, Any]) -> None:
     """A table of names and values."""
     table = _table(title, "", "")
