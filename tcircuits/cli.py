@@ -127,6 +127,36 @@ class Info:
     """Print one JSON object instead of a table."""
 
 
+@dataclass(frozen=True)
+class Eval:
+    """Measure transcoders or SAEs: reconstruction, sparsity, and what the model loses with layers replaced."""
+
+    transcoders: tyro.conf.Positional[str]
+    """As in trace."""
+    data: str
+    """Tokens (a folder that `tokenize` wrote, or rows [n, T] in a .npy file) or text (a file or folder)."""
+    model: str = "smollm2-135m"
+    """As in trace."""
+    choose: Repeated = ()
+    """As in trace."""
+    n_tokens: int | None = None
+    """Tokens to read, rounded down to whole rows; default: all of them."""
+    context: int = 128
+    """Tokens of a row, BOS included."""
+    part: Literal["all", "held_out"] = "all"
+    """Which documents: held_out are those that training left out."""
+    layers: Repeated = ()
+    """Layers to replace together: each, all, 0,3 or 2-5 (repeatable); default: each, and all."""
+    batch: int = 8
+    """Rows at once."""
+    replace_first: bool = False
+    """Replace position 0 too; it is counted nowhere."""
+    out: Path | None = None
+    """File for the JSON object; an earlier one is replaced."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
+
+
 def print_json(found: dict[str, Any]) -> None:
     """One object on one line; characters are escaped where the stream cannot show all of them."""
     everything = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
@@ -362,7 +392,56 @@ def info(cfg: Info) -> None:
         show_facts(cfg.source, facts)
 
 
-RUN: dict[type, Callable[[Any], None]] = {Trace: trace, View: view, Convert: convert, Intervene: intervene, Info: info}
+def evaluate(cfg: Eval) -> None:
+    """Run `tcircuits eval`."""
+    from tcircuits.transcoders.options import parse_choices
+
+    choices = parse_choices(cfg.choose)
+    if cfg.out is not None:
+        check_folder(cfg.out.absolute().parent, "the folder of --out")
+    start_jax()
+    import tcircuits as tc
+    from tcircuits.parallel import is_lead
+    from tcircuits.transcoders.evaluation.data import open_rows, parse_sets
+    from tcircuits.transcoders.evaluation.table import evaluate
+    from tcircuits.view.terminal import progress, show_evaluation
+
+    model = tc.load_model(cfg.model)
+    d = tc.load_transcoders(cfg.transcoders, model=model, **choices)
+    sets = parse_sets(cfg.layers, d.cfg.layers)
+    options = {"n_tokens": cfg.n_tokens, "batch": cfg.batch, "keep_first": not cfg.replace_first}
+    with (
+        open_rows(cfg.data, model, context=cfg.context, part=cfg.part) as rows,
+        progress("rows", not cfg.json) as bar,
+    ):
+        found = evaluate(model, d, rows, conditions=sets, progress=bar, **options)
+    told = found.to_json() | {"data": cfg.data, "part": cfg.part}
+    if not is_lead():
+        return
+    if cfg.out is not None:
+        write_text(cfg.out, json.dumps(told, indent=1) + "\n")
+    if cfg.json:
+        print_json(told)
+    else:
+        show_evaluation(told)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+RUN: dict[type, Callable[[Any], None]] = {
+    Trace: trace,
+    View: view,
+    Convert: convert,
+    Intervene: intervene,
+    Info: info,
+    Eval: evaluate,
+}
 
 
 def show_warning(message: Any, *_: Any, **__: Any) -> None:
@@ -373,7 +452,7 @@ def show_warning(message: Any, *_: Any, **__: Any) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     kinds: Any = Annotated[Trace, tyro.conf.subcommand("trace")]
-    for kind in (View, Convert, Intervene, Info):
+    for kind in (View, Convert, Intervene, Info, Eval):
         kinds = kinds | Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())]
     cfg = tyro.cli(kinds, prog="tcircuits", description="Circuit discovery in language models.", args=argv)
     warnings.showwarning = show_warning
