@@ -114,6 +114,30 @@ class Intervene:
 
 
 @dataclass(frozen=True)
+class Tokenize:
+    """Turn text into token ids on disk, to train and evaluate on; or let a model write them."""
+
+    out: Path
+    """A new folder, for example prose.tokens."""
+    text: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Text files, .jsonl files, folders of them, data sets of the hub (hf:OWNER/NAME[:CONFIG][@SPLIT])."""
+    model: str = "smollm2-135m"
+    """Whose tokenizer it is, and who writes with --sample; as in trace."""
+    field: str = "text"
+    """Where the text stands in a JSON line or in a data set's row."""
+    separator: Literal["auto", "eos", "bos", "none"] = "auto"
+    """Token after each document; auto is EOS where there is one, else BOS."""
+    sample: int | None = None
+    """Let the model write this many tokens instead, from its BOS token, or from how the documents of TEXT begin."""
+    context: int = 128
+    """Tokens of a row: rows are counted, and sampled texts are as long."""
+    seed: int = 0
+    """Of what is sampled."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True)
 class Info:
     """Sizes, sites, memory and use of a model or of transcoders, from their headers."""
 
@@ -371,6 +395,46 @@ def intervene(cfg: Intervene) -> None:
         show_intervention(model, before, after, changed)
 
 
+def tokenize(cfg: Tokenize) -> None:
+    """Run `tcircuits tokenize`."""
+    from tcircuits import data
+    from tcircuits.data.writing import check_new
+    from tcircuits.models.loading import load_tokenizer
+    from tcircuits.view.terminal import progress, show_facts
+
+    check_new(cfg.out)
+    if cfg.context < 2:
+        raise InputError(f"--context {cfg.context}: a row has at least 2 tokens")
+    if cfg.sample is None:
+        corpus = data.open_text(cfg.text, field=cfg.field)
+        tokenizer, size = load_tokenizer(cfg.model)
+        options = {"separator": cfg.separator, "vocab_size": size, "n_bytes": corpus.n_bytes}
+        with progress("bytes", not cfg.json) as bar:
+            tokens = data.tokenize(corpus, tokenizer, cfg.out, progress=bar, **options)
+    else:
+        tokens = sample(cfg, cfg.sample)
+    facts = data.summary(tokens, cfg.context)
+    if cfg.json:
+        print_json(facts)
+    else:
+        show_facts(cfg.model, facts)
+
+
+def sample(cfg: Tokenize, n: int) -> Any:
+    """Token ids that the model writes."""
+    import tcircuits as tc
+    from tcircuits import data
+    from tcircuits.view.terminal import progress
+
+    corpus = data.open_text(cfg.text, field=cfg.field) if cfg.text else None
+    start_jax()
+    model = tc.load_model(cfg.model)
+    starts = None if corpus is None else data.starts_of(model.encode(d.text[:200]) for d in corpus)
+    with progress("tokens", not cfg.json) as bar:
+        options = {"context": cfg.context, "seed": cfg.seed, "starts": starts, "progress": bar}
+        return data.sample_tokens(model, cfg.out, n, **options)
+
+
 def info(cfg: Info) -> None:
     """Run `tcircuits info`."""
     from tcircuits.transcoders.describing import needs, what_is
@@ -439,6 +503,7 @@ RUN: dict[type, Callable[[Any], None]] = {
     View: view,
     Convert: convert,
     Intervene: intervene,
+    Tokenize: tokenize,
     Info: info,
     Eval: evaluate,
 }
@@ -452,7 +517,7 @@ def show_warning(message: Any, *_: Any, **__: Any) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     kinds: Any = Annotated[Trace, tyro.conf.subcommand("trace")]
-    for kind in (View, Convert, Intervene, Info, Eval):
+    for kind in (View, Convert, Intervene, Tokenize, Info, Eval):
         kinds = kinds | Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())]
     cfg = tyro.cli(kinds, prog="tcircuits", description="Circuit discovery in language models.", args=argv)
     warnings.showwarning = show_warning
