@@ -24,7 +24,7 @@ TOP = {
     *("tcircuits", "experiments", "tests", "tpu", "pyproject.toml", "README.md", "Makefile", "LICENSE", "CHANGELOG.md"),
     *("CITATION.cff", "requirements.lock", ".ci", ".gitignore"),
 }
-HEAVY = ("transformers", "matplotlib", "gguf", "tyro", "huggingface_hub", "playwright")
+HEAVY = ("transformers", "matplotlib", "gguf", "tyro", "huggingface_hub", "playwright", "grain", "datasets")
 
 
 def sources(*folders: str) -> list[Path]:
