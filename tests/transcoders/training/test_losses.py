@@ -1,0 +1,109 @@
+"""Losses and their gradients against NumPy: values, finite differences, and JumpReLU's kernel by its definition."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tcircuits.transcoders.training import codes
+from tcircuits.transcoders.training.losses import loss
+
+from ...reference import training as by_hand
+from .cases import RECIPES, B, D, F, L, batch, plain, random_weights
+
+STRENGTH = 0.7
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_losses_and_gradients(name, x64):
+    recipe = RECIPES[name]
+    w, (x, y, dead) = random_weights(recipe), batch()
+    of_all = jax.jit(jax.value_and_grad(partial(loss, recipe), has_aux=True))
+    (total, (metrics, _)), grad = of_all(w, jnp.asarray(x), jnp.asarray(y), jnp.asarray(dead), jnp.float64(STRENGTH))
+    expected = by_hand.loss(recipe, plain(w), list(x), list(y), dead, STRENGTH)
+    np.testing.assert_allclose(metrics.loss, expected, rtol=1e-12)
+    np.testing.assert_allclose(total, expected.sum(), rtol=1e-12)
+    rng = np.random.default_rng(5)
+    for _ in range(3):
+        way = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), w)
+        if way.log_threshold is not None:  # the count's slope is a convention: the next test
+            way = replace(way, log_threshold=jnp.zeros_like(way.log_threshold))
+        slope = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(grad), jax.tree.leaves(way), strict=True))
+        numeric = by_hand.derivative(recipe, plain(w), plain(way), list(x), list(y), dead, STRENGTH)
+        # Central differences of fourth order at 1e-6: rounding of 1e-16 / 1e-6 of a loss of order 10.
+        assert abs(slope - numeric) <= 1e-8 * max(1.0, abs(numeric))
+
+
+@pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if r.dictionary.activation == "jumprelu"])
+def test_thresholds_get_the_kernel(name, x64):
+    """d loss / d theta_j = - sum over tokens near the threshold of (theta dE/df + dE/dgate) / bandwidth."""
+    recipe = replace(RECIPES[name], objective=replace(RECIPES[name].objective, bandwidth=1.0, preactivation=0.0))
+    w, (x, y, dead) = random_weights(recipe), batch()
+    f, h, o = plain(w), 1e-5, recipe.objective
+    grad = jax.jit(jax.grad(lambda w: loss(recipe, w, *map(jnp.asarray, (x, y, dead)), jnp.float64(1))[0]))(w)
+
+    def total(values):  # the loss of given features; counts are apart
+        out = 0.0
+        for m in range(L):
+            out += by_hand.error(recipe, y[m], by_hand.output(recipe, f, values, x[m], m))
+            out += by_hand.sparsity(recipe, f | {"log_threshold": None}, np.zeros((B, F)), values[m], m, 1.0)
+        return out
+
+    pairs = [by_hand.features(recipe, f, x[i], i) for i in range(L)]
+    values = [v for _, v in pairs]
+    seen = 0
+    for i in range(L):
+        theta = np.exp(f["log_threshold"][i])
+        share = (values[i] != 0).mean(0)
+        per_share = np.full(
+            F, o.l0 if o.l0_target is None else 2 * o.l0 * (share.sum() / o.l0_target - 1) / o.l0_target
+        )
+        per_share += o.frequency * (share > o.frequency_limit)
+        for j in range(0, F, 7):
+            near = np.abs(pairs[i][0][:, j] - theta[j]) < o.bandwidth / 2
+            expected = 0.0
+            for b in np.flatnonzero(near):
+                up, down = ([v.copy() for v in values] for _ in range(2))
+                up[i][b, j] += h
+                down[i][b, j] -= h
+                expected -= (theta[j] * (total(up) - total(down)) / (2 * h) + per_share[j] / B) / o.bandwidth
+            seen += near.sum()
+            got = grad.log_threshold[i, j]
+            assert abs(got - theta[j] * expected) <= 1e-7 * max(1.0, abs(got)), (i, j)
+    assert seen > 20
+
+
+def test_dead_features_need_not_exist(x64):
+    recipe = RECIPES["topk auxk"]
+    w, (x, y, dead) = random_weights(recipe), batch()
+    _, (metrics, _) = loss(recipe, w, *map(jnp.asarray, (x, y, np.zeros_like(dead))), jnp.float64(1))
+    assert not metrics.auxiliary.any()
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+@pytest.mark.parametrize("n", [1, 2, 7, 100, 999, 1000])
+def test_nth_largest(kind, n, x64):
+    x = np.maximum(np.random.default_rng(n).normal(size=(20, 50)), 0).astype(kind)
+    x[3] = x[2]  # ties
+    ranked = np.sort(x.ravel())[::-1]
+    positive = ranked[ranked > 0]
+    expected = ranked[n - 1] if n <= len(positive) else None
+    found = float(jax.jit(codes.nth_largest, static_argnums=1)(jnp.asarray(x), n))
+    assert found == expected if expected is not None else 0 <= found <= positive[-1]
+
+
+def test_summed_rows_are_the_product(x64):
+    rng = np.random.default_rng(2)
+    index, value, w, g = (
+        rng.integers(0, F, (12, 5)), rng.normal(size=(12, 5)), rng.normal(size=(F, D)), rng.normal(size=(12, D)),
+    )  # fmt: skip
+    wide = np.zeros((12, F))
+    np.add.at(wide, (np.arange(12)[:, None], index), value)
+    out, back = jax.vjp(lambda v, w: codes.sum_rows(jnp.asarray(index), v, w), jnp.asarray(value), jnp.asarray(w))
+    np.testing.assert_allclose(out, wide @ w, rtol=1e-12, atol=1e-14)
+    d_value, d_w = back(jnp.asarray(g))
+    np.testing.assert_allclose(d_value, np.take_along_axis(g @ w.T, index, 1), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(d_w, wide.T @ g, rtol=1e-12, atol=1e-13)
