@@ -131,6 +131,8 @@ class Tokenize:
     """Let the model write this many tokens instead, from its BOS token, or from how the documents of TEXT begin."""
     context: int = 128
     """Tokens of a row: rows are counted, and sampled texts are as long."""
+    batch: int = 64
+    """Texts that are sampled together; a GPU takes many more."""
     seed: int = 0
     """Of what is sampled."""
     json: bool = False
@@ -431,8 +433,8 @@ def sample(cfg: Tokenize, n: int) -> Any:
     model = tc.load_model(cfg.model)
     starts = None if corpus is None else data.starts_of(model.encode(d.text[:200]) for d in corpus)
     with progress("tokens", not cfg.json) as bar:
-        options = {"context": cfg.context, "seed": cfg.seed, "starts": starts, "progress": bar}
-        return data.sample_tokens(model, cfg.out, n, **options)
+        options = {"context": cfg.context, "batch": cfg.batch, "seed": cfg.seed, "starts": starts}
+        return data.sample_tokens(model, cfg.out, n, progress=bar, **options)
 
 
 def info(cfg: Info) -> None:

@@ -70,6 +70,8 @@ def test_text_of_the_model(run, prose, tmp_path):
     options = ("--sample", 600, "--context", 10, "--json")
     told = json.loads(run(*MODEL, "--out", tmp_path / "a.tokens", *options))
     assert (told["tokens"], told["rows"], told["bytes"]) == (128 * 9, 128, None)
+    few = json.loads(run(*MODEL, "--out", tmp_path / "few.tokens", *options, "--batch", 8))
+    assert few["rows"] == 72, "nine blocks of eight"
     run(prose, "--field", "body", *MODEL, "--out", tmp_path / "b.tokens", *options)
     tokens = data.open_tokens(tmp_path / "b.tokens")
     model = tc.load_model("glassllm")
@@ -97,6 +99,7 @@ def refused(tmp_path):
         (("--sample", 0), "n_tokens=0"),
         (("--sample", 10, "--context", 500), "takes 2..128 tokens"),
         (("--sample", 10, "--seed", -1), "seed=-1"),
+        (("--sample", 10, "--batch", 0), "batch=0"),
         (("--sample", 10, "--model", "nope"), "model 'nope' is unknown"),
         ((tmp_path / "other.jsonl", "--field", "body", "--model", "nope"), "model 'nope' is unknown"),
     ]
