@@ -33,7 +33,7 @@ KINDS = {
     "SAE on resid_pre": lambda: evaluated.sae("neox", "resid_pre"),
     "SAE on resid_post": lambda: evaluated.sae("llama", "resid_post"),
 }
-QUICK = ("skip", "cross-layer after a post-norm", "parallel cross-layer skip", "one layer", "SAE on resid_pre")
+QUICK = ("cross-layer after a post-norm", "parallel cross-layer skip", "SAE on resid_pre")
 SLOW = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in KINDS]
 FIGURES = ("fvu", "l0", "dead", "bias", "l2_ratio", "shrinkage", "frequency", "mean_active", "largest")
 
@@ -162,11 +162,11 @@ class Endless:
 def test_rows_come_from_arrays_and_from_sources_by_number():
     c = KINDS["one layer"]()
     m, d = model_of(c, "float32"), bridge.transcoders(c.d, "float32")
-    whole = evaluate(m, d, c.rows, draws=5)
+    whole = evaluate(m, d, c.rows, batch=2, draws=5)
     assert (whole.n_rows, whole.context, whole.n_positions, whole.n_predictions) == (5, 7, 30, 25)
-    some = evaluate(m, d, c.rows, n_tokens=27, draws=5)
+    some = evaluate(m, d, c.rows, n_tokens=27, batch=2, draws=5)
     assert some.n_rows == 3, "whole rows"
-    same = evaluate(m, d, Endless(c.rows), n_tokens=35, draws=5)
+    same = evaluate(m, d, Endless(c.rows), n_tokens=35, batch=2, draws=5)
     assert same.to_json() == whole.to_json()
     np.testing.assert_array_equal(whole.losses.original[:3], some.losses.original)
 
