@@ -10,6 +10,7 @@ import pytest
 
 import tcircuits as tc
 from tcircuits import cli
+from tcircuits.cli import tracing
 from tests.transcoders import ct_files
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -283,7 +284,7 @@ def test_intervene_for_a_person(run):
     ],
 )
 def test_edits_are_read(text, mode, value, start, stop):
-    e = cli.parse_edit(text)
+    e = tracing.parse_edit(text)
     assert (e.mode, int(e.layer[0]), int(e.feature[0]), int(e.start[0]), int(e.stop[0])) == (mode, 3, 1005, start, stop)
     assert float(e.value[0]) == pytest.approx(value)
 

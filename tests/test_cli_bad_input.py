@@ -13,6 +13,8 @@ import pytest
 
 import tcircuits as tc
 from tcircuits import cli
+from tcircuits.cli import common
+from tcircuits.cli import main as entry
 from tests.models import folders
 from tests.transcoders import ct_files
 
@@ -60,7 +62,7 @@ def refused(capsys):
 
 
 def unknown(tmp_path):
-    return "nope", "model 'nope' is unknown; give a built-in name (smollm2-135m, glassllm)"
+    return "nope", "model 'nope' is unknown; give a built-in name (tiny, smollm2-135m, glassllm)"
 
 
 def nearly_known(tmp_path):
@@ -230,7 +232,7 @@ def test_output_that_is_a_file_or_cannot_be_written(refused, nothing_runs, tmp_p
     def denied(*_args, **_options):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(cli.tempfile, "NamedTemporaryFile", denied)
+    monkeypatch.setattr(common.tempfile, "NamedTemporaryFile", denied)
     assert "out cannot be written: Permission denied" in refused("trace", PROMPT, *SMALL, "--out", tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert file.read_text() == "mine"
@@ -355,7 +357,7 @@ def test_an_interrupt_is_no_traceback(capsys, monkeypatch):
     def stopped(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.RUN, cli.Info, stopped)
+    monkeypatch.setitem(entry.RUN, entry.Info, stopped)
     assert cli.main(["info", "glassllm"]) == 130
     assert capsys.readouterr().err == "tcircuits: interrupted\n"
 

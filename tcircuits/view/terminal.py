@@ -45,7 +45,8 @@ def _percent(x: float | None) -> str:
     return "-" if x is None else f"{100 * x:.1f} %"
 
 
-def _table(title: str, *columns: str) -> Table:
+def result_table(title: str, *columns: str) -> Table:
+    """A table without lines, its first column to the left and the others to the right."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     for i, name in enumerate(columns):
         table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
@@ -55,24 +56,26 @@ def _table(title: str, *columns: str) -> Table:
 def show_trace(graph: Graph, found: dict[str, Any], page: str, words_of: dict[int, Any] | None = None) -> None:
     """The summary of a trace: what it explains, through what, how completely, and how long it took."""
     console = Console()
-    targets = _table("Explained", "target", "probability")
+    targets = result_table("Explained", "target", "probability")
     for t in graph.targets:
         targets.add_row(Text(visible(t.label)), _percent(t.prob))
-    tokens = _table("Tokens", "token", "position", "share of influence")
+    tokens = result_table("Tokens", "token", "position", "share of influence")
     for i, share in enumerate(found["token_shares"]):
         tokens.add_row(Text(visible(graph.token_text[i])), str(i), _percent(share))
-    inputs = _table(f"Strongest inputs of {visible(graph.targets[heaviest(graph)].label)}", "node", "adds", "promotes")
+    inputs = result_table(
+        f"Strongest inputs of {visible(graph.targets[heaviest(graph)].label)}", "node", "adds", "promotes"
+    )
     for node, weight in strongest_inputs(graph):
         words = " ".join(visible(t) for t, _ in (words_of or {}).get(node, ([], []))[0][:3])
         inputs.add_row(Text(short_name(graph, node)), f"{weight:+.2f}", Text(words))
-    paths = _table("Strongest paths", "path", "share of input", "sign")
+    paths = result_table("Strongest paths", "path", "share of input", "sign")
     for p in strongest_paths(graph):
         steps = " \u2192 ".join(short_name(graph, n) for n in p.nodes)
         paths.add_row(Text(steps), f"{p.share:.2e}", "+" if p.sign > 0 else "-")
-    scores = _table("What the graph holds", "", "")
+    scores = result_table("What the graph holds", "", "")
     for name, value in _figures(found):
         scores.add_row(name, value)
-    seconds = _table("Seconds", *STAGES)
+    seconds = result_table("Seconds", *STAGES)
     seconds.add_row(*(f"{found['seconds'].get(s, 0.0):.1f}" for s in STAGES))
     for table in (targets, tokens, inputs, paths, scores, seconds):
         console.print(table, "")
@@ -101,7 +104,7 @@ def show_intervention(
 ) -> None:
     """Next-token probabilities before and after, and the features that moved most."""
     console = Console()
-    table = _table("Next token", "token", "clean", "edited", "change")
+    table = result_table("Next token", "token", "clean", "edited", "change")
     for i in np.argsort(-np.maximum(clean, edited), kind="stable")[:count]:
         table.add_row(
             Text(visible(model.token(int(i)))),
@@ -109,7 +112,7 @@ def show_intervention(
             _percent(edited[i]),
             f"{100 * (edited[i] - clean[i]):+.1f} %",
         )
-    moved = _table("Features that moved most", "feature", "clean", "edited")
+    moved = result_table("Features that moved most", "feature", "clean", "edited")
     for name, before, after in changed:
         moved.add_row(name, f"{before:.3f}", f"{after:.3f}")
     console.print(table, "", moved)
@@ -127,14 +130,14 @@ def show_evaluation(found: dict[str, Any]) -> None:
         return f"{x['value']:.3f}" + ("" if x["low"] is None else f" [{x['low']:.3f}, {x['high']:.3f}]")
 
     title = f"{found['dictionary']} ({found['kind']}, {found['reads']} to {found['writes']}) on {found['model']}"
-    layers = _table(title, "layer", "FVU", "L0", "dead", "bias", "L2 ratio", "shrinkage")
+    layers = result_table(title, "layer", "FVU", "L0", "dead", "bias", "L2 ratio", "shrinkage")
     for row in found["by_layer"]:
         rest = (number(row[k]) for k in ("bias", "l2_ratio", "shrinkage"))
         layers.add_row(str(row["layer"]), number(row["fvu"]), number(row["l0"], ".1f"), _percent(row["dead"]), *rest)
     all_ = found["overall"]
     layers.add_row("mean", number(all_["fvu"]), number(all_["l0"], ".1f"), _percent(all_["dead"]), "", "", "")
     names = ("CE change", "if zero", "if mean", "recovered of zero", "recovered of mean", "KL", "same top-1")
-    losses = _table(f"Replaced layers (original CE {found['ce_original']:.4f} nats)", "layers", *names)
+    losses = result_table(f"Replaced layers (original CE {found['ce_original']:.4f} nats)", "layers", *names)
     for row in found["replaced"]:
         delta, kept = row["delta"], row["recovered"]
         ablated = (number(delta[k]["value"]) for k in ("zero", "mean"))
@@ -150,7 +153,7 @@ def show_evaluation(found: dict[str, Any]) -> None:
 
 def show_facts(title: str, facts: dict[str, Any]) -> None:
     """A table of names and values."""
-    table = _table(title, "", "")
+    table = result_table(title, "", "")
     for name, value in facts.items():
         table.add_row(
             name, Text(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
@@ -166,7 +169,7 @@ def show_known() -> None:
 
     console = Console()
     console.print("Models by name: " + ", ".join(BUILTIN) + ". Families: " + ", ".join(FAMILIES) + ".", highlight=False)
-    table = _table("Published transcoders by name", "name", "model", "kind", "reads", "writes")
+    table = result_table("Published transcoders by name", "name", "model", "kind", "reads", "writes")
     for preset in PRESETS.values():
         table.add_row(preset.name, preset.model, preset.kind, preset.reads, preset.writes)
     console.print(table)

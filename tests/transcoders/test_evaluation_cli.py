@@ -103,7 +103,7 @@ def test_text_is_cut_into_rows_that_begin_with_bos(run, data, model):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        (("--layers", "4-2"), "--layers '4-2': write each, all, 0,3 or 2-5"),
+        (("--layers", "4-2"), "--layers '4-2': write all, 0,3 or 2-5"),
         (("--layers", "x"), "--layers 'x'"),
         (("--layers", "7"), "layers [7] have no dictionary"),
         (("--n-tokens", "600"), "600 tokens were asked for; a row has 12 tokens and the corpus 5 rows"),

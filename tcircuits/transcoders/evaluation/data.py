@@ -62,17 +62,22 @@ def parse_sets(texts: tuple[str, ...], layers: tuple[int, ...]) -> list[tuple[in
         if text == "each":
             out += [(layer,) for layer in layers]
         else:
-            out.append(layers if text == "all" else _layers(text))
+            out.append(layers if text == "all" else parse_layers(text))
     return out
 
 
-def _layers(text: str) -> tuple[int, ...]:
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Layers as the command line writes them: `0,3` or `2-5`.
+
+    Raises:
+        InputError: another form.
+    """
     try:
         ends = [[int(x) for x in part.split("-")] for part in text.split(",")]
         if any(len(e) > 2 or e[0] > e[-1] for e in ends):
             raise ValueError
     except ValueError:
-        raise InputError(f"--layers {text!r}: write each, all, 0,3 or 2-5") from None
+        raise InputError(f"--layers {text!r}: write all, 0,3 or 2-5 (eval also takes each)") from None
     return tuple(i for e in ends for i in range(e[0], e[-1] + 1))
 
 

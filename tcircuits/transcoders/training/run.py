@@ -5,6 +5,7 @@ that was killed goes on from its newest checkpoint and ends with the same bits (
 within rounding).
 """
 
+import itertools
 import signal
 import threading
 import time
@@ -108,29 +109,26 @@ def train(
     about = identity(model, recipe, fill, corpus.describe())
     programs = _programs(model, recipe, fill, mesh)
     folder.clear_remains(run)
-    abstract = _abstract(model, recipe, fill, mesh)
-    found = folder.read_state(run, abstract, about)
+    found = folder.read_state(run, _abstract(model, recipe, fill, mesh), about)
     run.mkdir(parents=True, exist_ok=True)
-    need = fill.n_rows(recipe.batch)
     state, step = found if found else (_first(model, recipe, fill, corpus, programs), 0)
     if is_lead():
         folder.cut_metrics(run, step)
-    number, wait, began = -(-step // fill.steps), lambda: None, time.monotonic()
-    with ThreadPoolExecutor(1) as pool, _signals() as asked:
-        ahead = pool.submit(_tokens, corpus, fill, number * need, need)
+    wait, number = _nothing, -(-step // fill.steps)
+    ends = None if max_hours is None else time.monotonic() + 3600 * max_hours
+    with _ahead(corpus, fill, recipe, number) as rows, _signals() as asked:
         while step < recipe.steps:
             start = time.monotonic()
-            rows, ahead = ahead.result(), pool.submit(_tokens, corpus, fill, (number + 1) * need, need)
-            state, metrics = programs.fill(model.params, state, _placed(rows, programs.rows), jnp.int32(number))
-            row = _figures(recipe, fill, state, metrics, step, time.monotonic() - start)
+            tokens = _placed(next(rows), programs.rows)
+            state, metrics = programs.fill(model.params, state, tokens, jnp.int32(number))
+            row = _figures(recipe, fill, state, metrics, step, start)
             if row is None:
                 raise TrainingError(_complaint(recipe, metrics, step, run))
             step, number = row["step"], number + 1
             if is_lead():
                 folder.add_metrics(run, row)
                 watch(row)
-            late = max_hours is not None and time.monotonic() - began > 3600 * max_hours
-            stop = _agreed(bool(asked) or late)
+            stop = _agreed(bool(asked) or (ends is not None and time.monotonic() > ends))
             if stop or step == recipe.steps or number % checkpoint_every == 0:
                 wait()
                 wait = folder.write_state(run, state, step, about)
@@ -139,6 +137,25 @@ def train(
                 return Outcome("stopped", step, None)
         wait()
     return Outcome("done", step, _result(run, recipe, state, model.name))
+
+
+def _nothing() -> None:
+    """Waits for no checkpoint."""
+
+
+@contextmanager
+def _ahead(corpus: Corpus, fill: Fill, recipe: Recipe, number: int) -> Iterator[Iterator[np.ndarray]]:
+    """The tokens of fill `number` and of those after it; the next are read while the devices work."""
+    need = fill.n_rows(recipe.batch)
+    with ThreadPoolExecutor(1) as pool:
+
+        def read() -> Iterator[np.ndarray]:
+            ready = pool.submit(_tokens, corpus, fill, number * need, need)
+            for later in itertools.count(number + 1):
+                now, ready = ready.result(), pool.submit(_tokens, corpus, fill, later * need, need)
+                yield now
+
+        yield read()
 
 
 def _result(run: Path, recipe: Recipe, state: State, model_name: str) -> Transcoders:
@@ -205,7 +222,7 @@ def _first(model: Model, recipe: Recipe, fill: Fill, corpus: Corpus, programs: P
 
 
 def _figures(
-    recipe: Recipe, fill: Fill, state: State, metrics: Metrics, step: int, seconds: float
+    recipe: Recipe, fill: Fill, state: State, metrics: Metrics, step: int, start: float
 ) -> dict[str, Any] | None:
     """One line of `metrics.jsonl`: means over the fill's steps, by layer; None where a loss is not finite."""
     n = min(fill.steps, recipe.steps - step)
@@ -221,7 +238,7 @@ def _figures(
         **means,
         "dead": [int(d) for d in dead],
         "lr": float(learning_rate(recipe, jnp.int32(step + n - 1))),
-        "tokens_per_second": tokens / max(seconds, 1e-9),
+        "tokens_per_second": tokens / max(time.monotonic() - start, 1e-9),
     }
 
 

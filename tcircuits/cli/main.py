@@ -1,0 +1,52 @@
+"""The entry point: reads the arguments, runs the verb, turns what went wrong into one message and an exit code."""
+
+import io
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import tyro
+
+from tcircuits.cli.dictionaries import Eval, Tokenize, evaluate, tokenize
+from tcircuits.cli.files import Convert, Info, convert, info
+from tcircuits.cli.tracing import Intervene, Trace, View, intervene, trace, view
+from tcircuits.cli.training import Train, train
+from tcircuits.types import InputError
+
+RUN: dict[type, Callable[[Any], None]] = {
+    Trace: trace,
+    View: view,
+    Convert: convert,
+    Intervene: intervene,
+    Tokenize: tokenize,
+    Train: train,
+    Info: info,
+    Eval: evaluate,
+}
+
+
+def show_warning(message: Any, *_: Any, **__: Any) -> None:
+    """A warning as one line, without the place in the code where it arose."""
+    print("tcircuits: warning:", " ".join(str(message).split()), file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    kinds: Any = Annotated[Trace, tyro.conf.subcommand("trace")]
+    for kind in list(RUN)[1:]:
+        kinds = kinds | Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())]
+    cfg = tyro.cli(kinds, prog="tcircuits", description="Circuit discovery in language models.", args=argv)
+    warnings.showwarning = show_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # tokens hold characters that a terminal may not have
+    try:
+        RUN[type(cfg)](cfg)
+    except (InputError, OSError) as problem:
+        print("tcircuits:", " ".join(str(problem).split("\n")), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tcircuits: interrupted", file=sys.stderr)
+        return 130
+    return 0
