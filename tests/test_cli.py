@@ -10,7 +10,7 @@ import pytest
 
 import tcircuits as tc
 from tcircuits import cli
-from tcircuits.cli import tracing
+from tcircuits.cli import common, tracing
 from tests.transcoders import ct_files
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -28,7 +28,7 @@ KEYS = {
 
 @pytest.fixture(autouse=True)
 def _no_cache_on_disk(monkeypatch):
-    monkeypatch.setattr(cli, "start_jax", lambda: None)
+    monkeypatch.setattr(common, "start_jax", lambda: None)
 
 
 @pytest.fixture(scope="module")

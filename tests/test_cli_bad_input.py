@@ -13,8 +13,7 @@ import pytest
 
 import tcircuits as tc
 from tcircuits import cli
-from tcircuits.cli import common
-from tcircuits.cli import main as entry
+from tcircuits.cli import common, entry
 from tests.models import folders
 from tests.transcoders import ct_files
 
@@ -27,7 +26,7 @@ SMALL = (*MODEL, "--max-features", "60", "--target", " the")
 
 @pytest.fixture(autouse=True)
 def _no_cache_on_disk(monkeypatch):
-    monkeypatch.setattr(cli, "start_jax", lambda: None)
+    monkeypatch.setattr(common, "start_jax", lambda: None)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 
 import tcircuits as tc
 from tcircuits import cli, data
+from tcircuits.cli import common
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -15,7 +16,7 @@ PROSE = "Once upon a time there was a big dog.\n\nThe dog ran to the cat.\n"
 
 @pytest.fixture(autouse=True)
 def _no_cache_on_disk(monkeypatch):
-    monkeypatch.setattr(cli, "start_jax", lambda: None)
+    monkeypatch.setattr(common, "start_jax", lambda: None)
 
 
 @pytest.fixture

@@ -3,6 +3,6 @@
 Wrong input ends with one message and exit code 2, before anything expensive is run.
 """
 
-from tcircuits.cli.main import main
+from tcircuits.cli.entry import main
 
 __all__ = ["main"]

@@ -1,5 +1,5 @@
 """`python -m tcircuits.cli`."""
 
-from tcircuits.cli.main import main
+from tcircuits.cli.entry import main
 
 raise SystemExit(main())

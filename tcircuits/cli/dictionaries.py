@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import tyro
 
-from tcircuits.cli.common import Repeated, check_folder, print_json, start_jax, write_text
+from tcircuits.cli import common
+from tcircuits.cli.common import Repeated, check_folder, print_json, write_text
 from tcircuits.types import InputError
 
 
@@ -99,7 +100,7 @@ def sample(cfg: Tokenize, n: int) -> Any:
     from tcircuits.view.terminal import progress
 
     corpus = data.open_text(cfg.text, field=cfg.field) if cfg.text else None
-    start_jax()
+    common.start_jax()
     model = tc.load_model(cfg.model)
     starts = None if corpus is None else data.starts_of(model.encode(d.text[:200]) for d in corpus)
     with progress("tokens", not cfg.json) as bar:
@@ -114,7 +115,7 @@ def evaluate(cfg: Eval) -> None:
     choices = parse_choices(cfg.choose)
     if cfg.out is not None:
         check_folder(cfg.out.absolute().parent, "the folder of --out")
-    start_jax()
+    common.start_jax()
     import tcircuits as tc
     from tcircuits.parallel import is_lead
     from tcircuits.transcoders.evaluation.data import open_rows, parse_sets

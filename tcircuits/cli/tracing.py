@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import tyro
 
-from tcircuits.cli.common import Repeated, check_folder, print_json, start_jax
+from tcircuits.cli import common
+from tcircuits.cli.common import Repeated, check_folder, print_json
 from tcircuits.types import InputError
 
 
@@ -120,7 +121,7 @@ def trace(cfg: Trace) -> None:
 
     check_trace(cfg)
     targets, choices = parse_targets(cfg), parse_choices(cfg.choose)
-    start_jax()
+    common.start_jax()
     import tcircuits as tc
     from tcircuits.attribution import specify
     from tcircuits.attribution.attribute import check_prompt
@@ -211,7 +212,7 @@ def intervene(cfg: Intervene) -> None:
         raise InputError("give at least one --edit LAYER/POSITION/INDEX=VALUE")
     from tcircuits.transcoders.options import parse_choices
 
-    start_jax()
+    common.start_jax()
     edits, choices = [parse_edit(text) for text in cfg.edit], parse_choices(cfg.choose)
     import numpy as np
 

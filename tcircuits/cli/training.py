@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import tyro
 
-from tcircuits.cli.common import Repeated, check_folder, print_json, start_jax
+from tcircuits.cli import common
+from tcircuits.cli.common import Repeated, check_folder, print_json
 from tcircuits.types import InputError
 
 
@@ -85,7 +86,7 @@ def train(cfg: Train) -> None:
     nested = numbers("--nested", cfg.nested) if cfg.nested else ()
     if not cfg.data:
         raise InputError("give at least one --data: a folder that `tcircuits tokenize` wrote, or text")
-    start_jax()
+    common.start_jax()
     import tcircuits as tc
     from tcircuits.parallel import is_lead, make_mesh
     from tcircuits.transcoders.training.corpus import open_corpus

@@ -8,6 +8,7 @@ import pytest
 
 import tcircuits as tc
 from tcircuits import cli
+from tcircuits.cli import common
 from tcircuits.transcoders.evaluation.data import open_rows, parse_sets
 from tcircuits.transcoders.evaluation.table import evaluate
 from tcircuits.types import InputError
@@ -23,7 +24,7 @@ MODEL = ("--model", "glassllm")
 
 @pytest.fixture(autouse=True)
 def _no_cache_on_disk(monkeypatch):
-    monkeypatch.setattr(cli, "start_jax", lambda: None)
+    monkeypatch.setattr(common, "start_jax", lambda: None)
 
 
 @pytest.fixture(scope="module")

@@ -121,9 +121,7 @@ def train(
             start = time.monotonic()
             tokens = _placed(next(rows), programs.rows)
             state, metrics = programs.fill(model.params, state, tokens, jnp.int32(number))
-            row = _figures(recipe, fill, state, metrics, step, start)
-            if row is None:
-                raise TrainingError(_complaint(recipe, metrics, step, run))
+            row = _figures(recipe, fill, state, metrics, step, start, run)
             step, number = row["step"], number + 1
             if is_lead():
                 folder.add_metrics(run, row)
@@ -222,13 +220,13 @@ def _first(model: Model, recipe: Recipe, fill: Fill, corpus: Corpus, programs: P
 
 
 def _figures(
-    recipe: Recipe, fill: Fill, state: State, metrics: Metrics, step: int, start: float
-) -> dict[str, Any] | None:
-    """One line of `metrics.jsonl`: means over the fill's steps, by layer; None where a loss is not finite."""
+    recipe: Recipe, fill: Fill, state: State, metrics: Metrics, step: int, start: float, run: Path
+) -> dict[str, Any]:
+    """One line of `metrics.jsonl`: means over the fill's steps, by layer."""
     n = min(fill.steps, recipe.steps - step)
     by_name = {name: host(value, np.float64)[:n] for name, value in _by_name(metrics).items()}
     if not np.isfinite(by_name["loss"]).all():
-        return None
+        raise TrainingError(_complaint(recipe, by_name["loss"], step, run))
     dead = host(jnp.sum(state.quiet >= recipe.objective.dead_after, -1))
     means = {name: [float(v) for v in values.mean(0)] for name, values in by_name.items()}
     tokens = n * recipe.batch
@@ -247,9 +245,8 @@ def _by_name(metrics: Metrics) -> dict[str, Any]:
     return {name: getattr(metrics, name) for name in metrics.__dataclass_fields__}
 
 
-def _complaint(recipe: Recipe, metrics: Metrics, step: int, run: Path) -> str:
-    bad = ~np.isfinite(host(metrics.loss, np.float64))
-    at, slot = (int(i[0]) for i in np.nonzero(bad))
+def _complaint(recipe: Recipe, losses: np.ndarray, step: int, run: Path) -> str:
+    at, slot = (int(i[0]) for i in np.nonzero(~np.isfinite(losses)))
     kept = folder.checkpoints(run)
     good = f"the state before it is {kept[0]}" if kept else "no checkpoint was written yet"
     layer = recipe.dictionary.layers[slot]
