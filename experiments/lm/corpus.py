@@ -2,8 +2,8 @@
 
 A batch is a pure function of (corpus, seed, step): a run that resumes needs nothing but its step. Each row begins with
 <bos>. It is a window of prose that begins anywhere, or whole examples of the grammars one after the other (the last
-one cut off), between them now and then a snippet of prose, or a window of prose that repeats. The shares change twice
-in a run (`PHASES`).
+one cut off), between them now and then a snippet of prose, or a window of prose that repeats. The shares change
+within a run (`PHASES`).
 """
 
 import re
@@ -45,8 +45,10 @@ def _weights(*values: float) -> Mapping[str, float]:
 PLAIN = Mixture(0.5, 0.0, _weights(3, 2, 2, 3, 1.5, 3, 3, 1))
 COPYING = Mixture(0.2, 0.3, _weights(5, 1, 5, 1, 3, 2, 3, 0.5))
 """Heads that copy form only after very many repetitions, which half prose does not bring within a short run."""
-LAST = Mixture(0.45, 0.05, _weights(3, 2, 2, 3, 1.5, 3, 3, 1))
-PHASES = ((0, PLAIN), (1200, COPYING), (3200, LAST))
+NAMING = Mixture(0.2, 0.05, _weights(7, 4, 2, 2, 4, 2, 2, 0.5))
+"""With copying in place: which of two names, which gender, which years, each told by one word of a whole sentence."""
+LAST = Mixture(0.4, 0.02, _weights(4, 3, 2, 3, 3, 3, 3, 1))
+PHASES = ((0, PLAIN), (1200, COPYING), (2600, NAMING), (4400, LAST))
 """First step of each mixture."""
 
 
