@@ -4,15 +4,20 @@
     RUN/metrics.jsonl            a line for every fill
     RUN/transcoders              the result, once the run is done
 
-A checkpoint is complete or it does not count. One that is damaged is passed over for the one before it.
+A checkpoint is complete or it does not count. One that is damaged is passed over for the one before it, and set aside
+(`NAME.damaged`) until the next start. A disk that is full costs checkpoints and lines, not the run.
 """
 
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
 
 from tcircuits import checkpoint
 from tcircuits.parallel import is_lead
@@ -28,6 +33,15 @@ class DamagedCheckpoint(UserWarning):
     """A checkpoint that could not be read, or not be written."""
 
 
+def votes(flag: bool) -> list[bool]:
+    """The flags of all processes. Every process calls it, and none goes on before the others have."""
+    if jax.process_count() == 1:
+        return [flag]
+    from jax.experimental import multihost_utils
+
+    return [bool(f) for f in np.ravel(multihost_utils.process_allgather(np.asarray(flag)))]
+
+
 def checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints of a run, newest first."""
     found = [p for p in (run / "checkpoints").glob("*") if p.name.isdecimal() and checkpoint.is_checkpoint(p)]
@@ -38,8 +52,12 @@ def clear_remains(run: Path) -> None:
     """Remove what a killed run left half-written."""
     if not is_lead():
         return
-    for path in (run / "checkpoints").glob("*"):
-        if path.is_dir() and not (path.name.isdecimal() and checkpoint.is_checkpoint(path)):
+    remains = [*(run / "checkpoints").glob("*"), *run.glob(".transcoders.*"), *run.glob("transcoders.orbax*")]
+    if checkpoint.began_as_checkpoint(run / "transcoders"):
+        remains.append(run / "transcoders")
+    for path in remains:
+        named = path.name.isdecimal() or path.name == "transcoders"
+        if path.is_dir() and not (named and checkpoint.is_checkpoint(path)):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -71,38 +89,69 @@ def write_state(run: Path, state: Any, step: int, about: Mapping[str, Any]) -> C
 
 def _not_written(target: Path, problem: Exception) -> None:
     if is_lead():
-        shutil.rmtree(target, ignore_errors=True)
+        for part in target.parent.glob(f"{target.name}*"):  # Orbax's draft too: it may be what fills the disk
+            shutil.rmtree(part, ignore_errors=True)
     reason = str(problem).split("\n")[0][:200]
     warnings.warn(f"checkpoint {target} was not written ({reason}): the one before it stays", DamagedCheckpoint, 3)
 
 
 def read_state(run: Path, abstract: Any, about: Mapping[str, Any]) -> tuple[Any, int] | None:
-    """The newest state that can be read, and its step; None where there is none yet.
+    """The newest state that every process can read, and its step; None where there is none yet. Every process calls it.
 
     Raises:
         InputError: the run was made with other settings: all differences are listed.
     """
     for path in checkpoints(run):
+        state, step, problem = None, 0, "another process cannot read it"
         try:
             found = checkpoint.metadata(path, format_name=FORMAT, version=VERSION)
             stored, step = json.loads(found["settings"]), int(found["step"])
-        except (InputError, KeyError, ValueError, OSError) as problem:
-            warnings.warn(f"checkpoint {path} is passed over: {problem}", DamagedCheckpoint, stacklevel=2)
-            continue
-        given = json.loads(json.dumps(about))
-        made, here = stored.pop("release", None), given.pop("release", None)
-        if made != here:
-            warnings.warn(f"{run} was begun with release {made}, this is {here}: figures may move", stacklevel=2)
-        changed = differences(given, stored)
-        if changed:
-            raise InputError(
-                f"{run} was begun with other settings ({'; '.join(changed)}): go on with those, or choose a new folder"
-            )
-        try:
-            return checkpoint.load(path, abstract), step
-        except InputError as problem:
-            warnings.warn(f"checkpoint {path} is passed over: {problem}", DamagedCheckpoint, stacklevel=2)
+        except (InputError, KeyError, ValueError, OSError) as error:
+            problem = str(error)
+        else:
+            _compare(run, json.loads(json.dumps(about)), stored)
+            try:
+                state = checkpoint.load(path, abstract)
+            except InputError as error:
+                problem = str(error)
+        if all(votes(state is not None)):
+            return state, step
+        warnings.warn(f"checkpoint {path} is passed over: {problem}", DamagedCheckpoint, stacklevel=2)
     return None
+
+
+def _compare(run: Path, given: dict[str, Any], stored: dict[str, Any]) -> None:
+    """Raise where settings differ; another release is a warning."""
+    made, here = stored.pop("release", None), given.pop("release", None)
+    if made != here:
+        warnings.warn(f"{run} was begun with release {made}, this is {here}: figures may move", stacklevel=3)
+    changed = differences(given, stored)
+    if changed:
+        raise InputError(
+            f"{run} was begun with other settings ({'; '.join(changed)}): go on with those, or choose a new folder"
+        )
+
+
+def prepare(run: Path, step: int) -> None:
+    """Make the folder what it was after a step: later checkpoints (they were passed over) and figures go.
+
+    Every process calls it.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    problem = None
+    if is_lead():
+        try:
+            (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+            for path in checkpoints(run):
+                if int(path.name) > step:  # else it would be the newest again, and good ones would make room for it
+                    path.rename(path.with_name(f"{path.name}.damaged"))
+            cut_metrics(run, step)
+        except OSError as error:
+            problem = error
+    if any(votes(problem is not None)):
+        raise InputError(f"the folder {run} cannot be written ({problem}): free space there, or choose another")
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -126,6 +175,13 @@ def cut_metrics(run: Path, step: int) -> None:
 
 
 def add_metrics(run: Path, row: Mapping[str, Any]) -> None:
-    """Append a line."""
-    with (run / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    """Append a line. Where that fails (a full disk) nothing of it stays, and the run goes on with a warning."""
+    path = run / METRICS
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as problem:
+        if path.exists():
+            os.truncate(path, size)
+        warnings.warn(f"the figures of step {row['step']} were not written: {problem}", stacklevel=2)

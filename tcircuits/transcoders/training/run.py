@@ -110,10 +110,8 @@ def train(
     programs = _programs(model, recipe, fill, mesh)
     folder.clear_remains(run)
     found = folder.read_state(run, _abstract(model, recipe, fill, mesh), about)
-    run.mkdir(parents=True, exist_ok=True)
+    folder.prepare(run, found[1] if found else 0)
     state, step = found if found else (_first(model, recipe, fill, corpus, programs), 0)
-    if is_lead():
-        folder.cut_metrics(run, step)
     wait, number = _nothing, -(-step // fill.steps)
     ends = None if max_hours is None else time.monotonic() + 3600 * max_hours
     with _ahead(corpus, fill, recipe, number) as rows, _signals() as asked:
@@ -126,13 +124,14 @@ def train(
             if is_lead():
                 folder.add_metrics(run, row)
                 watch(row)
-            stop = _agreed(bool(asked) or (ends is not None and time.monotonic() > ends))
+            stop = any(folder.votes(bool(asked) or (ends is not None and time.monotonic() > ends)))
             if stop or step == recipe.steps or number % checkpoint_every == 0:
                 wait()
                 wait = folder.write_state(run, state, step, about)
             if stop and step < recipe.steps:
                 wait()
-                return Outcome("stopped", step, None)
+                kept = folder.checkpoints(run)
+                return Outcome("stopped", int(kept[0].name) if kept else 0, None)
         wait()
     return Outcome("done", step, _result(run, recipe, state, model.name))
 
@@ -157,10 +156,14 @@ def _ahead(corpus: Corpus, fill: Fill, recipe: Recipe, number: int) -> Iterator[
 
 
 def _result(run: Path, recipe: Recipe, state: State, model_name: str) -> Transcoders:
+    """The trained set, also written; SAEs, and what is spread over processes, only our own format holds."""
     made = jax.jit(partial(result, recipe, source=str(run)))(state)
     target = run / "transcoders"
-    if not (target.is_dir() and any(target.iterdir())):
-        save_transcoders(made, target, model_name=model_name)
+    spread = not all(a.is_fully_addressable for a in jax.tree.leaves(made))
+    written = target.is_dir() and any(target.iterdir())
+    if not any(folder.votes(written)):
+        own = spread or recipe.dictionary.kind == "sae"
+        save_transcoders(made, target, "orbax" if own else "circuit-tracer", model_name=model_name)
     return made
 
 
@@ -251,15 +254,6 @@ def _complaint(recipe: Recipe, losses: np.ndarray, step: int, run: Path) -> str:
     good = f"the state before it is {kept[0]}" if kept else "no checkpoint was written yet"
     layer = recipe.dictionary.layers[slot]
     return f"the loss is not finite at step {step + at}, layer {layer}; {good}: lower lr, or set optimizer.clip"
-
-
-def _agreed(stop: bool) -> bool:
-    """Whether any process wants to stop."""
-    if jax.process_count() == 1:
-        return stop
-    from jax.experimental import multihost_utils
-
-    return bool(np.asarray(multihost_utils.process_allgather(np.asarray(stop))).any())
 
 
 @contextmanager
