@@ -107,7 +107,7 @@ def train(
     check_model(model, recipe)
     check_fill(model.cfg, fill)
     about = identity(model, recipe, fill, corpus.describe())
-    programs = _programs(model, recipe, fill, mesh)
+    programs = make_programs(model, recipe, fill, mesh)
     folder.clear_remains(run)
     found = folder.read_state(run, _abstract(model, recipe, fill, mesh), about)
     folder.prepare(run, found[1] if found else 0)
@@ -117,7 +117,7 @@ def train(
     with _ahead(corpus, fill, recipe, number) as rows, _signals() as asked:
         while step < recipe.steps:
             start = time.monotonic()
-            tokens = _placed(next(rows), programs.rows)
+            tokens = placed(next(rows), programs.rows)
             state, metrics = programs.fill(model.params, state, tokens, jnp.int32(number))
             row = _figures(recipe, fill, state, metrics, step, start, run)
             step, number = row["step"], number + 1
@@ -167,10 +167,11 @@ def _result(run: Path, recipe: Recipe, state: State, model_name: str) -> Transco
     return made
 
 
-def _programs(model: Model, recipe: Recipe, fill: Fill, mesh: Mesh | None) -> Programs:
+def make_programs(model: Model, recipe: Recipe, fill: Fill, mesh: Mesh | None) -> Programs:
+    """What `train` runs: `first(params, tokens)` and `fill(params, state, tokens, number)`, which takes the state."""
     cfg, places, rows = model.cfg, None, None
     if mesh is not None:
-        places = _shardings(recipe, mesh)
+        places = state_shardings(recipe, mesh)
         rows = NamedSharding(mesh, PartitionSpec(None, "data" if fill.rows % mesh.shape["data"] == 0 else None, None))
 
     def first(params: Any, tokens: Any) -> State:
@@ -183,7 +184,7 @@ def _programs(model: Model, recipe: Recipe, fill: Fill, mesh: Mesh | None) -> Pr
     return Programs(jax.jit(first, out_shardings=places), jax.jit(one, donate_argnums=(1,), out_shardings=both), rows)
 
 
-def _shardings(recipe: Recipe, mesh: Mesh) -> Any:
+def state_shardings(recipe: Recipe, mesh: Mesh) -> Any:
     """Where the state's arrays live: weights and moments alike, counters with the features, the rest everywhere."""
     weights = shardings(state_spec(recipe), mesh)
     everywhere: Any = NamedSharding(mesh, PartitionSpec())
@@ -198,7 +199,7 @@ def _abstract(model: Model, recipe: Recipe, fill: Fill, mesh: Mesh | None) -> An
     if mesh is None:
         return shapes
     leaves, tree = jax.tree.flatten(shapes)
-    places = jax.tree.leaves(_shardings(recipe, mesh))
+    places = jax.tree.leaves(state_shardings(recipe, mesh))
     placed = [jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p) for s, p in zip(leaves, places, strict=True)]
     return jax.tree.unflatten(tree, placed)
 
@@ -210,7 +211,7 @@ def _tokens(corpus: Corpus, fill: Fill, first: int, n: int) -> Int[np.ndarray, "
     return rows.reshape(-1, fill.rows, fill.context)
 
 
-def _placed(rows: np.ndarray, place: Any) -> jax.Array:
+def placed(rows: np.ndarray, place: Any) -> jax.Array:
     """Tokens on the devices; every process makes its own part."""
     if place is None:
         return jnp.asarray(rows)
@@ -219,7 +220,7 @@ def _placed(rows: np.ndarray, place: Any) -> jax.Array:
 
 def _first(model: Model, recipe: Recipe, fill: Fill, corpus: Corpus, programs: Programs) -> State:
     rows = _tokens(corpus, fill, 0, fill.n_rows(recipe.batch))
-    return programs.first(model.params, _placed(rows, programs.rows))
+    return programs.first(model.params, placed(rows, programs.rows))
 
 
 def _figures(
