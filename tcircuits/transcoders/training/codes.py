@@ -1,7 +1,7 @@
 """Features of a batch while training: dense, or as slots of the active ones, with the gradients that training needs.
 
-`L` is the layers of a group: all of them where layers are coupled, else one. TopK and BatchTopK give slots
-[L, B, C]; their gradient reaches the pre-activations that were kept. JumpReLU's threshold gets a gradient through a
+`L` is the layers of a group: all of them where layers are coupled, else one. TopK gives slots
+[L, B, C]. The gradient reaches the pre-activations that were kept. JumpReLU's threshold gets a gradient through a
 kernel of width `bandwidth` around it (Rajamanoharan et al. 2024, arXiv 2407.14435, equations 11 and 12).
 """
 
@@ -16,7 +16,6 @@ from tcircuits.transcoders.training.recipe import Recipe
 from tcircuits.transcoders.training.weights import Weights
 from tcircuits.types import Array, Float, Int
 
-SPARE = 8  # BatchTopK: a token may keep up to this many times the mean number of features
 ROWS = 256  # tokens whose decoder rows are gathered at once: they stay in the processor's cache
 
 
@@ -37,10 +36,11 @@ class Code:
 
 
 def sums_rows(recipe: Recipe) -> bool:
-    """Whether outputs are summed from the rows of active features."""
-    if not recipe.chooses or recipe.objective.nested or recipe.objective.prediction:
+    """Whether outputs are summed from the rows of active features; `auto` does so on the CPU, one decoder a feature."""
+    if recipe.dictionary.activation != "topk" or recipe.objective.nested or recipe.objective.prediction:
         return False
-    return recipe.decode == "sparse" or (recipe.decode == "auto" and jax.default_backend() == "cpu")
+    own = recipe.dictionary.kind != "clt"
+    return recipe.decode == "sparse" or (recipe.decode == "auto" and own and jax.default_backend() == "cpu")
 
 
 def preactivations(recipe: Recipe, w: Weights, x: Float[Array, "L B D"]) -> Float[Array, "L B F"]:
@@ -60,44 +60,65 @@ def encode_batch(recipe: Recipe, w: Weights, x: Float[Array, "L B D"]) -> Code:
         if w.log_threshold is not None:
             f = jumprelu(pre, jnp.exp(w.log_threshold), recipe.objective.bandwidth)
         return Code(pre, f, None, None, nothing, _on(f))
-    index, value, smallest = slots(recipe, pre)
+    if recipe.objective.k is not None:
+        f, smallest = largest_of_batch(pre, recipe.objective.k * pre.shape[1])
+        return Code(pre, f, None, None, smallest, _on(f))
+    index, value = slots(recipe, pre)
     if sums_rows(recipe):
-        return Code(pre, None, index, value, smallest, _count(index, value, pre.shape[-1]))
+        return Code(pre, None, index, value, nothing, _count(index, value, pre.shape[-1]))
     f = spread(index, value, pre.shape[-1])
-    return Code(pre, f, None, None, smallest, _on(f))
+    return Code(pre, f, None, None, nothing, _on(f))
 
 
-def slots(recipe: Recipe, pre: Float[Array, "L B F"]) -> tuple[Array, Array, Array]:
-    """TopK's or BatchTopK's choice: index, value (0 where the slot is empty), and the value of the cut [L]."""
-    F = pre.shape[-1]
-    if recipe.dictionary.activation == "topk":
-        assert recipe.dictionary.k is not None
-        value, index = jax.lax.top_k(jax.nn.relu(pre), recipe.dictionary.k)
-        return index, value, jnp.zeros(len(pre), pre.dtype)
-    assert recipe.objective.k is not None
-    value, index = jax.lax.top_k(jax.nn.relu(pre), min(F, SPARE * recipe.objective.k))
-    cut = jax.vmap(partial(nth_largest, n=recipe.objective.k * pre.shape[1]))(jax.lax.stop_gradient(value))
-    return index, jnp.where(value >= cut[:, None, None], value, 0.0), cut
+def slots(recipe: Recipe, pre: Float[Array, "L B F"]) -> tuple[Array, Array]:
+    """TopK's choice: index, and value (0 where the slot is empty)."""
+    assert recipe.dictionary.k is not None
+    value, index = jax.lax.top_k(jax.nn.relu(pre), recipe.dictionary.k)
+    return index, value
 
 
-def nth_largest(x: Array, n: int) -> Array:
-    """The n-th largest of non-negative floats, by bisection over their bits; the smallest positive if fewer are.
+def largest_of_batch(pre: Float[Array, "L B F"], n: int) -> tuple[Array, Array]:
+    """BatchTopK: the n largest positive values of each layer's batch, and the smallest of them [L]."""
+    cut = jax.vmap(partial(cut_of, n=n))(jax.lax.stop_gradient(pre))
+    f = jnp.where(pre >= cut[:, None, None], pre, 0.0)
+    smallest = jnp.min(jnp.where(f > 0, jax.lax.stop_gradient(f), jnp.inf), (1, 2))
+    return f, jnp.where(jnp.isfinite(smallest), smallest, 0.0)
 
-    Non-negative floats are ordered as the integers of their bits are: 31 (63) counts find the exact value.
+
+def cut_of(x: Array, n: int) -> Array:
+    """A positive number that n of the entries reach, or, where no number separates them (ties), the n-th largest.
+
+    Where fewer than n are positive it is the smallest positive float. Each turn counts once: between the bounds it
+    tries by turns the point where a line through both counts' logarithms reaches n, and the middle of the bits
+    (non-negative floats are ordered as the integers of their bits), so it ends after a few counts, 62 (126) at most.
     """
     wide = jnp.dtype(x.dtype).itemsize == 8
     whole: Any = jnp.int64 if wide else jnp.int32
-    bits = jax.lax.bitcast_convert_type(x, whole).reshape(-1)
+    most = 126 if wide else 62
 
-    def halve(bounds: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-        low, high = bounds  # count(>= low) >= n or low = 1; count(>= high) < n
-        middle = low + (high - low) // 2
-        enough = jnp.sum(bits >= middle) >= n
-        return (jnp.where(enough, middle, low), jnp.where(enough, high, middle)), None
+    def bits(v: Array) -> Array:
+        return jax.lax.bitcast_convert_type(v, whole)
 
-    top = jnp.asarray(jnp.iinfo(whole).max, whole)
-    (low, _), _ = jax.lax.scan(halve, (jnp.ones((), whole), top), None, length=63 if wide else 31)
-    return jax.lax.bitcast_convert_type(low, x.dtype)
+    def value(b: Array) -> Array:
+        return jax.lax.bitcast_convert_type(b, x.dtype)
+
+    def unsure(s: tuple[Array, ...]) -> Array:
+        low, high, above, _, turn = s
+        return (above != n) & (high - low > 1) & (turn < most)
+
+    def halve(s: tuple[Array, ...]) -> tuple[Array, ...]:
+        low, high, above, below, turn = s  # count(>= low) = above >= n, count(>= high) = below < n
+        part = (jnp.log(above + 1.0) - jnp.log(n + 1.0)) / (jnp.log(above + 1.0) - jnp.log(below + 1.0))
+        line = bits(value(low) + (value(high) - value(low)) * part.astype(x.dtype))
+        middle = jnp.where(turn % 3 < 2, jnp.clip(line, low + 1, high - 1), low + (high - low) // 2)
+        count = jnp.sum(x >= value(middle))
+        enough = count >= n
+        ends = jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+        return *ends, jnp.where(enough, count, above), jnp.where(enough, below, count), turn + 1
+
+    low, high = jnp.ones((), whole), bits(jnp.maximum(x.max(), 0)) + 1
+    start = low, jnp.maximum(high, 2), jnp.sum(x > 0), jnp.zeros((), jnp.sum(x > 0).dtype), jnp.zeros((), jnp.int32)
+    return value(jax.lax.while_loop(unsure, halve, start)[0])
 
 
 def spread(index: Int[Array, "L B C"], value: Float[Array, "L B C"], n: int) -> Float[Array, "L B F"]:

@@ -108,18 +108,43 @@ def _written(recipe: Recipe, w: Weights, code: Code, start: int, stop: int) -> F
     """What features start..stop write at each output; the whole dictionary where slots are summed."""
     decoder = w.w_dec.astype(recipe.compute)
     if recipe.dictionary.kind != "clt":
-        by_layer = [(m, slice(m, m + 1), decoder[m : m + 1]) for m in range(len(decoder))]
-        if code.dense is None:
-            return jnp.stack([_product(code, sources, rows, start, stop) for _, sources, rows in by_layer])
-        return _layers(code, decoder, start, stop)
+        return _layers(code, decoder, start, stop) if code.dense is not None else _summed(recipe, code, decoder)
     if w.gain is not None:  # one decoder a source: it is used once, and its output weighed for each layer
         written = _layers(_dense(code), decoder, start, stop)
         return jnp.einsum("MI,IBD->MBD", _matrix(recipe, w.gain), written)
+    return _by_source(recipe, code, decoder, start, stop) if code.dense is not None else _summed(recipe, code, decoder)
+
+
+def _by_source(
+    recipe: Recipe, code: Code, decoder: Float[Array, "P F D"], start: int, stop: int
+) -> Float[Array, "L B D"]:
+    """Cross-layer outputs with one product a source: its features times its matrices side by side, [F, outputs * D]."""
+    assert code.dense is not None
+    L, B, _ = code.dense.shape
+    edges, D = pairs(recipe), decoder.shape[-1]
+    total = jnp.zeros((B, L * D), code.pre.dtype)
+    for i in range(L):
+        own = [p for p, (source, _) in enumerate(edges) if source == i]
+        beside = jnp.moveaxis(decoder[jnp.asarray(own), start:stop], 0, 1).reshape(stop - start, -1)
+        f = code.dense[i, :, start:stop].astype(decoder.dtype)
+        wrote = jnp.einsum("BF,FN->BN", f, beside, preferred_element_type=total.dtype)
+        total = total.at[:, i * D : i * D + wrote.shape[1]].add(wrote)
+    return jnp.moveaxis(total.reshape(B, L, D), 1, 0)
+
+
+def _summed(recipe: Recipe, code: Code, decoder: Float[Array, "P F D"]) -> Float[Array, "L B D"]:
+    """Cross-layer outputs summed from the rows of active features, those of all sources of an output together."""
+    assert code.index is not None
+    assert code.value is not None
     edges, found = pairs(recipe), []
     for m in range(len(code.pre)):
         own = [p for p, (_, output) in enumerate(edges) if output == m]
+        rows = decoder[own[0] : own[-1] + 1]
+        n, F, D = rows.shape
         sources = slice(edges[own[0]][0], m + 1)
-        found.append(_product(code, sources, decoder[own[0] : own[-1] + 1], start, stop))
+        index = code.index[sources] + F * jnp.arange(n, dtype=code.index.dtype)[:, None, None]
+        together = [jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1) for a in (index, code.value[sources])]
+        found.append(sum_rows(together[0], together[1], rows.reshape(n * F, D)))
     return jnp.stack(found)
 
 
@@ -128,19 +153,6 @@ def _layers(code: Code, decoder: Float[Array, "L F D"], start: int, stop: int) -
     assert code.dense is not None
     wide = code.dense[..., start:stop].astype(decoder.dtype)
     return jnp.einsum("LBF,LFD->LBD", wide, decoder[:, start:stop], preferred_element_type=code.pre.dtype)
-
-
-def _product(code: Code, sources: slice, rows: Float[Array, "I F D"], start: int, stop: int) -> Float[Array, "B D"]:
-    """What the features of several layers write to one output, as one product over all of them."""
-    if code.dense is not None:
-        f = code.dense[sources, :, start:stop].astype(rows.dtype)
-        return jnp.einsum("IBF,IFD->BD", f, rows[:, start:stop], preferred_element_type=code.pre.dtype)
-    assert code.index is not None
-    assert code.value is not None
-    n, F, D = rows.shape
-    index = code.index[sources] + F * jnp.arange(n, dtype=code.index.dtype)[:, None, None]
-    together = [jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1) for a in (index, code.value[sources])]
-    return sum_rows(together[0], together[1], rows.reshape(n * F, D))
 
 
 def _dense(code: Code) -> Code:

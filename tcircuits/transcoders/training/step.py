@@ -59,9 +59,9 @@ def init_state(recipe: Recipe, x: Float[Array, "L N D"], y: Float[Array, "L N D"
     scales = Scales(size(x), size(x) if recipe.dictionary.kind == "sae" else size(y))
     means = x.mean(1) / scales.x[:, None], y.mean(1) / scales.y[:, None]
     weights = first_weights(recipe, jax.random.key(recipe.seed), *means, dtype=kind)
-    zeros = jax.tree.map(jnp.zeros_like, weights)
+    first, second = (jax.tree.map(jnp.zeros_like, weights) for _ in range(2))  # not one: steps donate both
     quiet = jnp.zeros(weights.b_enc.shape, jnp.int32)
-    return State(jnp.zeros((), jnp.int32), weights, zeros, zeros, quiet, jnp.zeros(L, kind), scales)
+    return State(jnp.zeros((), jnp.int32), weights, first, second, quiet, jnp.zeros(L, kind), scales)
 
 
 def learning_rate(recipe: Recipe, step: Int[Array, ""]) -> Float[Array, ""]:

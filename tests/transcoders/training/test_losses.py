@@ -84,15 +84,26 @@ def test_dead_features_need_not_exist(x64):
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64"])
-@pytest.mark.parametrize("n", [1, 2, 7, 100, 999, 1000])
-def test_nth_largest(kind, n, x64):
-    x = np.maximum(np.random.default_rng(n).normal(size=(20, 50)), 0).astype(kind)
-    x[3] = x[2]  # ties
-    ranked = np.sort(x.ravel())[::-1]
-    positive = ranked[ranked > 0]
-    expected = ranked[n - 1] if n <= len(positive) else None
-    found = float(jax.jit(codes.nth_largest, static_argnums=1)(jnp.asarray(x), n))
-    assert found == expected if expected is not None else 0 <= found <= positive[-1]
+@pytest.mark.parametrize("n", [1, 2, 7, 100, 480, 999, 1000])
+def test_the_largest_of_a_batch(kind, n, x64):
+    x = np.random.default_rng(n).normal(size=(2, 20, 50)).astype(kind)
+    x[1] *= 1e-20
+    ranked = -np.sort(-x.reshape(2, -1), 1)
+    f, smallest = jax.jit(codes.largest_of_batch, static_argnums=1)(jnp.asarray(x), n)
+    for one, row, own, cut in zip(f, ranked, x, smallest, strict=True):
+        last = min(n, (row > 0).sum()) - 1
+        assert (np.asarray(one) == np.where(own >= row[last], own, 0)).all()
+        assert cut == row[last]
+
+
+def test_ties_are_kept_together(x64):
+    x = jnp.asarray([[[3.0, 2.0, 2.0, 2.0, 1.0, -1.0, 0.0]]])
+    f, smallest = codes.largest_of_batch(x, 2)
+    assert f.tolist() == [[[3, 2, 2, 2, 0, 0, 0]]]
+    assert smallest.tolist() == [2]
+    nothing, smallest = codes.largest_of_batch(-jnp.abs(x), 2)
+    assert not nothing.any()
+    assert smallest.tolist() == [0]
 
 
 def test_summed_rows_are_the_product(x64):

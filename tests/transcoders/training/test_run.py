@@ -146,6 +146,13 @@ def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path):
     same(arrays(outcome), whole[1])
 
 
+def test_an_sae_is_written_too(tmp_path):
+    d = TranscoderConfig("sae", 2, 8, 24, (0, 1), "topk", k=3, reads="mlp_out", writes="mlp_out")
+    outcome = train(MODEL, replace(RECIPE, dictionary=d, steps=2), Numbers(), tmp_path / "run", fill=FILL)
+    loaded = tc.load_transcoders(str(tmp_path / "run" / "transcoders"), model=MODEL, check=False)
+    same(arrays(outcome), {n: np.asarray(getattr(loaded, n)) for n in arrays(outcome)})
+
+
 def test_what_a_killed_save_left_is_removed(whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole[0], run)
