@@ -156,7 +156,7 @@ def train(
     batch: Callable[[int], np.ndarray],
     folder: Path,
     *,
-    save_every: int = 200,
+    save_every: int = 100,
     log_every: int = 50,
 ) -> tuple[Params, list[dict[str, float]]]:
     """Train to the end from whatever `folder` holds; also the log (step, loss, tokens/s, seconds in all).
