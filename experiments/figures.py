@@ -118,10 +118,27 @@ def fuzz_rows() -> list[Row]:
     return [(what, text, "experiments.fuzz_loaders")]
 
 
+def trainer_rows() -> list[Row]:
+    """Training steps against those of others."""
+    f = read("bench_trainers")["figures"]
+    rows = []
+    for name, own in (
+        ("eai-sparsify adam", "topk"), ("dictionary-learning", "topk sae"), ("sae-lens", "topk sae"),
+        ("decode-clt relu", "clt relu"), ("decode-clt jumprelu", "clt jumprelu"),
+    ):  # fmt: skip
+        both, ratio = f["theirs"][name], f["ratios"][name]
+        package, version = list(both["default"]["versions"].items())[1]
+        what = f"training step, {own}, against {name.replace(package, f'{package} {version}')}, tokens a second"
+        text = f"{f['ours'][own]['tokens_per_second']:,.0f} against {both['default']['tokens_per_second']:,.0f}: "
+        text += f"{ratio['default']:.2f}x ({ratio['tuned']:.2f}x with its allocator tuned)"
+        rows.append((what, text, "experiments.bench.trainers"))
+    return rows
+
+
 def table() -> str:
     """The figures as a Markdown table, and where they were measured."""
     rows = [*reference_rows(), *balance_rows(), *trace_rows(), *selection_rows(), *speed_rows(), *format_rows()]
-    rows += [*lazy_rows(), *fuzz_rows()]
+    rows += [*lazy_rows(), *fuzz_rows(), *trainer_rows()]
     lines = ["| what | figure | command |", "|---|---|---|"]
     lines += [f"| {what} | {figure} | `python -m {where}` |" for what, figure, where in rows]
     h, v = read("trace_smollm2")["hardware"], read("trace_smollm2")["versions"]
