@@ -22,6 +22,7 @@ from tcircuits.transcoders.training.recipe import Objective, Optimizer, Recipe
 from tcircuits.transcoders.training.run import TrainingError, train
 from tcircuits.types import InputError
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 CFG = ModelConfig("llama", 2, 8, 2, 1, 4, 16, 30, 16, rotary_dim=4)
 MODEL = Model(CFG, init(CFG, jax.random.key(0)), None, "small")
 FILL = Fill(context=9, rows=4, steps=4)

@@ -16,6 +16,7 @@ from tcircuits.types import InputError
 from ...reference import training as by_hand
 from .cases import RECIPES, B, D, F, L, batch, config, plain
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 STEP = jax.jit(train_step, static_argnums=0)
 
 
