@@ -172,8 +172,10 @@ gate.defvjp(lambda pre, t, bandwidth: (gate(pre, t, bandwidth), (pre, t)), _gate
 
 @jax.custom_vjp
 def sum_rows(index: Int[Array, "B C"], value: Float[Array, "B C"], w: Float[Array, "F D"]) -> Float[Array, "B D"]:
-    """sum_c value_c w[index_c]: the product with a matrix of which few rows count, gathered in blocks; a token's
-    indices are distinct."""
+    """sum_c value_c w[index_c]: the product with a matrix of which few rows count, gathered in blocks.
+
+    The indices of a token must be distinct, as those of `top_k` are.
+    """
     return _by_blocks(lambda i, v: jnp.einsum("bc,bcd->bd", v, w[i], preferred_element_type=v.dtype), index, value)
 
 

@@ -109,9 +109,8 @@ def test_ties_are_kept_together(x64):
 
 def test_summed_rows_are_the_product(x64):
     rng = np.random.default_rng(2)
-    index, value, w, g = (
-        rng.random((12, F)).argsort(1)[:, :5], rng.normal(size=(12, 5)), rng.normal(size=(F, D)), rng.normal(size=(12, D)),
-    )  # fmt: skip
+    index, value = rng.random((12, F)).argsort(1)[:, :5], rng.normal(size=(12, 5))
+    w, g = rng.normal(size=(F, D)), rng.normal(size=(12, D))
     wide = np.zeros((12, F))
     np.put_along_axis(wide, index, value, 1)
     out, back = jax.vjp(lambda v, w: codes.sum_rows(jnp.asarray(index), v, w), jnp.asarray(value), jnp.asarray(w))
