@@ -170,7 +170,7 @@ def _sizes(r: Recipe) -> list[str]:
         wrong.append("start='tied' is for SAEs: a transcoder's encoder and decoder live in different spaces")
     if r.start == "zero" and r.decoder_norm == "unit":
         wrong.append("start='zero' cannot have decoder_norm='unit'")
-    if r.optimizer.lr <= 0 or r.optimizer.warmup < 0 or not 0 <= r.optimizer.decay <= 1:
+    if not r.optimizer.lr > 0 or r.optimizer.warmup < 0 or not 0 <= r.optimizer.decay <= 1:
         wrong.append(f"lr={r.optimizer.lr}, warmup={r.optimizer.warmup}, decay={r.optimizer.decay} are out of range")
     return wrong
 

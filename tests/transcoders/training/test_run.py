@@ -91,10 +91,10 @@ def test_harvest(reads, writes, kind):
         for n, a in forward(CFG, MODEL.params, jnp.asarray(tokens.reshape(8, 9)), sites=names).acts.items()
     }
     acts["normalized"] = acts["resid_mid"] / np.sqrt((acts["resid_mid"] ** 2).mean(-1, keepdims=True) + CFG.norm_eps)
-    np.testing.assert_allclose(x[0], acts[reads], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(y[0], acts[writes], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(x[0], acts[reads], rtol=0, atol=1e-5)  # float32, compiled in another way
+    np.testing.assert_allclose(y[0], acts[writes], rtol=0, atol=1e-5)
     one = activations(CFG, MODEL.params, d, jnp.asarray(tokens[1]))[0]
-    np.testing.assert_allclose(one[0], x[0, 32:], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(one[0], x[0, 32:], rtol=0, atol=1e-5)
 
 
 def test_a_run_writes_what_it_trained(whole):
