@@ -69,7 +69,7 @@ RECIPES = {
     "nothing divides": _recipe("transcoder", "topk", FVU, F=63, k=4, batch=45),
 }
 FILLS = {"nothing divides": replace(FILL, rows=3)}
-RESUMED = ("topk, skip", "clt topk, dense", "batchtopk")
+RESUMED = ("topk, skip", "clt topk, dense")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ def steps_on(name: str, mesh: Mesh | None) -> tuple[np.ndarray, dict[str, Any]]:
         return placed(rows, programs.rows)
 
     state = programs.first(model.params, tokens(0))
-    compiled = programs.fill.lower(model.params, state, tokens(0), jnp.int32(0)).compile()
+    program: Any = programs.fill
+    compiled = program.lower(model.params, state, tokens(0), jnp.int32(0)).compile()
     about = held(recipe, state, mesh, compiled, (model.params, tokens(0)))
     losses = []
     for number in range(recipe.steps // fill.steps):

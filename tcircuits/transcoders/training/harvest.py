@@ -89,7 +89,14 @@ def buffer(
 
 
 def run_fill(
-    cfg: ModelConfig, recipe: Recipe, fill: Fill, params: Params, state: State, tokens: Array, number: Int[Array, ""]
+    cfg: ModelConfig,
+    recipe: Recipe,
+    fill: Fill,
+    params: Params,
+    state: State,
+    tokens: Array,
+    number: Int[Array, ""],
+    place: Any = None,
 ) -> tuple[State, Metrics]:
     """One fill: harvest, shuffle, `fill.steps` steps (fewer at the end of the run); metrics are stacked by step.
 
@@ -101,14 +108,18 @@ def run_fill(
         state: before the fill.
         tokens: `fill.n_rows` rows, [Q, R, T].
         number: of the fill, from 0; decides the order of the tokens.
+        place: sharding of a batch [L, B, D]; without it the compiler lets every device take all tokens.
     """
     x, y = buffer(cfg, params, recipe.dictionary, tokens)
     order = jax.random.permutation(jax.random.fold_in(jax.random.key(recipe.seed), number), x.shape[1])
     batches = order[: fill.steps * recipe.batch].reshape(fill.steps, recipe.batch)
 
+    def taken(a: Array, batch: Array) -> Array:
+        return a[:, batch] if place is None else jax.lax.with_sharding_constraint(a[:, batch], place)
+
     def step(state: State, batch: Array) -> tuple[State, Any]:
         def go(state: State) -> tuple[State, Metrics]:
-            return train_step(recipe, state, x[:, batch], y[:, batch])
+            return train_step(recipe, state, taken(x, batch), taken(y, batch))
 
         def stay(state: State) -> tuple[State, Metrics]:
             nothing = jnp.full(len(recipe.dictionary.layers), jnp.nan, state.weights.b_enc.dtype)

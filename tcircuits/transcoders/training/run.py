@@ -169,19 +169,25 @@ def _result(run: Path, recipe: Recipe, state: State, model_name: str) -> Transco
 
 def make_programs(model: Model, recipe: Recipe, fill: Fill, mesh: Mesh | None) -> Programs:
     """What `train` runs: `first(params, tokens)` and `fill(params, state, tokens, number)`, which takes the state."""
-    cfg, places, rows = model.cfg, None, None
+    cfg, places, rows, batch = model.cfg, None, None, None
     if mesh is not None:
         places = state_shardings(recipe, mesh)
-        rows = NamedSharding(mesh, PartitionSpec(None, "data" if fill.rows % mesh.shape["data"] == 0 else None, None))
+        rows = _over_data(mesh, fill.rows)
+        batch = _over_data(mesh, recipe.batch // recipe.accumulate)
 
     def first(params: Any, tokens: Any) -> State:
         return init_state(recipe, *buffer(cfg, params, recipe.dictionary, tokens))
 
     def one(params: Any, state: State, tokens: Any, number: Any) -> tuple[State, Metrics]:
-        return run_fill(cfg, recipe, fill, params, state, tokens, number)
+        return run_fill(cfg, recipe, fill, params, state, tokens, number, batch)
 
     both = None if places is None else (places, None)
     return Programs(jax.jit(first, out_shardings=places), jax.jit(one, donate_argnums=(1,), out_shardings=both), rows)
+
+
+def _over_data(mesh: Mesh, n: int) -> NamedSharding:
+    """The second of three axes over the mesh's data axis, where its length n can be divided."""
+    return NamedSharding(mesh, PartitionSpec(None, "data" if n % mesh.shape["data"] == 0 else None, None))
 
 
 def state_shardings(recipe: Recipe, mesh: Mesh) -> Any:

@@ -122,8 +122,8 @@ def gradient(
         grad, (metrics, seen) = of_part(w, x, y, dead, scale)
         return grad, metrics, seen
 
-    def split(a: Array) -> Array:
-        return jnp.moveaxis(a.reshape(len(a), n, a.shape[1] // n, a.shape[2]), 1, 0)
+    def split(a: Array) -> Array:  # every n-th token to one part: a batch spread over devices stays where it is
+        return jnp.moveaxis(a.reshape(len(a), a.shape[1] // n, n, a.shape[2]), 2, 0)
 
     def add(total: Any, part: tuple[Array, Array]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, of_part(w, *part, dead, scale)), None
