@@ -26,6 +26,7 @@ def test_eight_devices_give_the_losses_of_one(run_python):
         assert [r["apart"] < 1e-5 for r in rows] == [True, True], rows
         assert [r["state_bytes"] == r["state_bytes_computed"] for r in rows] == [True, True]
         assert all(0 < r["argument_bytes_compiled"] - r["state_bytes"] <= r["other_bytes"] + 4 for r in rows), rows
+    assert even[1]["gigaflop"] < 0.3 * even[0]["gigaflop"]  # tokens over four, features over two
     assert even[1]["state_bytes"] < 0.65 * even[0]["state_bytes"]  # features over two; the skip matrices are on both
     assert odd[1]["state_bytes"] == odd[0]["state_bytes"]  # 63 features over four
 
