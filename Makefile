@@ -37,8 +37,10 @@ test: $(VENV)/.test  ## install, run every test
 test-fast: $(VENV)/.test  ## the same without the tests marked slow
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
+EXHAUSTIVE := tests/attribution/test_against_oracle.py tests/interventions/test_frozen.py tests/transcoders/training
+
 test-exhaustive: $(VENV)/.test  ## every family with every dictionary kind, in both dtypes (half an hour)
-	$(PYTEST) --exhaustive tests/attribution/test_against_oracle.py tests/interventions/test_frozen.py $(PYTEST_ARGS)
+	$(PYTEST) --exhaustive $(EXHAUSTIVE) $(PYTEST_ARGS)
 
 lint: $(VENV)/.lint  ## ruff: rules and format
 	$(BIN)/ruff check .

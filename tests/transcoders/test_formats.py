@@ -92,7 +92,7 @@ def test_how_often_features_are_on(paper):
     wanted = raw["log_feature_sparsity"][""]
     np.testing.assert_allclose(bare, wanted, atol=1e-6)
     np.testing.assert_allclose(named, np.log10(raw[name]["freqs"] + 1e-10), atol=1e-6)
-    assert named[3] == -10
+    assert abs(named[3] + 10) <= 2e-6  # float32, and NumPy's logarithm differs by a last place between processors
     with pytest.raises(InputError, match="it must be one tensor"):
         log_frequency(folder / PAPER_FILES[0])
 

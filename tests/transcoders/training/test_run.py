@@ -109,7 +109,7 @@ def test_a_run_writes_what_it_trained(whole):
     assert [p.name for p in folder.checkpoints(run)] == ["0000000022", "0000000016"]
 
 
-@pytest.mark.parametrize("broken", [2, 3, 5, 6])
+@pytest.mark.parametrize("broken", [3, 6])
 def test_a_run_that_was_cut_off_ends_with_the_same_bits(whole, tmp_path, broken):
     with pytest.raises(KeyboardInterrupt):
         train(MODEL, RECIPE, Numbers(broken=broken), tmp_path / "run", fill=FILL, checkpoint_every=2)
