@@ -37,7 +37,7 @@ def test_bytes_of_a_state_by_hand():
     assert computed(RECIPES["nothing divides"], 4) == computed(RECIPES["nothing divides"], 1)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_a_run_goes_on_elsewhere(tmp_path):
     rows = {row["run"]: row for row in resumed(tmp_path, ("topk, skip",))}
     ways = {"one", "4x2", "4x2 again", "1x8", "2x1", "two processes", "two processes from the start"}
