@@ -10,8 +10,8 @@ features, one decoder for each pair. Rivals run under the default allocator and 
 What is compared: eai-sparsify trains a TopK transcoder as we do; dictionary-learning and SAELens train no transcoders
 from input to output, so their TopK SAE stands for it (the same products; ours is timed as an SAE as well);
 decode-clt's cross-layer transcoder is timed with ReLU and with JumpReLU; ours has the same kinds of terms (squared
-error, tanh penalty, penalty on pre-activations), but weights, first values and weight decay are not matched, and with JumpReLU
-how many features are on at the start may differ. Steps are timed, not what they learn.
+error, tanh penalty, penalty on pre-activations), but weights, first values and weight decay are not matched, and with
+JumpReLU how many features are on at the start may differ. Steps are timed, not what they learn.
 
 FLOPs of a step: dense is 5 products of 2 B d F; what TopK needs at least is one product and 4 of 2 B d k; cross-layer
 is 2 products for each encoder and 3 for each pair. `share_of_peak` is the dense (for TopK also the least) count over
