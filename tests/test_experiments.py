@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import common, row_sums, selection_rule, toys
+from experiments import common, perturbation, row_sums, selection_rule, toys
 from experiments.bench import lazy_decoder
 from experiments.bench.attribution import least_flops
 from tcircuits.attribution import attribute
@@ -61,6 +61,15 @@ def test_row_sums_runs_and_leaves_a_result(tmp_path, monkeypatch, capsys):
     assert 0 < row["max_row_gap"] < 1e-13
     assert found["config"]["length"] == 3
     assert "plt-relu" in capsys.readouterr().out
+
+
+def test_perturbation_compares_every_source_and_target():
+    found = perturbation.case("llama", "neurons", "float32", 3)
+    assert found["sources"] == 4 * 3 * 64 + 4 * 3 + 3
+    assert found["targets"] > 4 * 3 * 64
+    assert found["within"]
+    assert 0 < found["gap"] < 1e-6
+    assert 0 < found["products_gap"] < 8 * 2.0**-24
 
 
 @pytest.mark.slow

@@ -85,13 +85,24 @@ class Local:
         return len(self.tokens)
 
 
-def localise(cfg: Any, params: dict, d: Dictionary | None, tokens: Any, position_zero: str = "attribute") -> Local:
+def localise(
+    cfg: Any,
+    params: dict,
+    d: Dictionary | None,
+    tokens: Any,
+    position_zero: str = "attribute",
+    frozen: model.Frozen | None = None,
+) -> Local:
     """Run the model, encode, and list the active features by (layer, position, index).
 
     With `position_zero='constant'` position 0 has no features and no errors: all that its MLPs write (but for an
-    affine skip) is a constant.
+    affine skip) is a constant. The run uses `frozen` in the place of its own patterns and denominators.
     """
-    r, frozen = model.freeze(cfg, params, tokens)
+    r, own = model.freeze(cfg, params, tokens)
+    if frozen is None:
+        frozen = own
+    else:
+        r = model.run(cfg, params, tokens, frozen)
     encoded = [dictionary.encode(cfg, params, d, r, layer) for layer in range(cfg.n_layers)] if d else []
     values, pre = [v for v, _ in encoded], [p for _, p in encoded]
     first = 1 if position_zero == "constant" else 0
@@ -189,8 +200,15 @@ def demeaned(here: Local, token: int) -> tuple[Array, float]:
     return u[:, token] - u.mean(1), 0.0 if b is None else float(b[token] - b.mean())
 
 
-def read_targets(here: Local, targets: list[Target], readings: list[Array], final: Array, offsets: bool) -> Array:
-    """[N,S]: the readings at every node (zero for errors and tokens); `offsets` adds b_enc and the demeaned b_U."""
+def read_targets(
+    here: Local, targets: list[Target], readings: list[Array], final: Array, offsets: bool, absolute: bool = False
+) -> Array:
+    """[N,S]: the readings at every node (zero for errors and tokens); `offsets` adds b_enc and the demeaned b_U.
+
+    `absolute` sums the absolute values of the products instead.
+    """
+    size = np.abs if absolute else np.asarray
+    readings, final = [size(x) for x in readings], size(final)
     n, length, n_layers = len(here.features), here.length, here.cfg.n_layers
     out = np.zeros((n_sources(here) + len(targets), final.shape[0]))
     encoders = (
@@ -199,7 +217,7 @@ def read_targets(here: Local, targets: list[Target], readings: list[Array], fina
 
     def feature(layer: int, p: int, f: int) -> Array:
         rows, b = encoders[layer]
-        return readings[layer][:, p] @ rows[p, f] + (b[p, f] if offsets else 0.0)
+        return readings[layer][:, p] @ size(rows[p, f]) + (size(b[p, f]) if offsets else 0.0)
 
     for i, (layer, p, f) in enumerate(here.features):
         out[i] = feature(layer, p, f)
@@ -209,8 +227,23 @@ def read_targets(here: Local, targets: list[Target], readings: list[Array], fina
             out[row] = feature(t.layer, t.position, t.feature)
         else:
             vector, b = (t.vector, 0.0) if t.kind == "direction" else demeaned(here, t.token)
-            out[row] = final[:, t.position] @ vector + (b if offsets else 0.0)
+            out[row] = final[:, t.position] @ size(vector) + (size(b) if offsets else 0.0)
     return out
+
+
+def products(here: Local, targets: list[Target]) -> Array:
+    """[N]: the sum of |products| inside the dot products that make up each row and its bias.
+
+    Rounding is in proportion to it: a row whose products nearly cancel keeps fewer digits.
+    """
+    sources = [source(here, s) for s in range(n_sources(here))]
+    embed, mlp = np.stack([e for e, _ in sources]), np.stack([m for _, m in sources], 1)
+    of_sources = read_targets(here, targets, *push(here, here.frozen, embed, mlp), offsets=False, absolute=True)
+    start = np.zeros((1, *embed.shape[1:]))
+    if here.params["pos_embed"] is not None:
+        start[0] = here.params["pos_embed"][: here.length]
+    constant = push(here, here.frozen, start, np.zeros((here.cfg.n_layers, *start.shape)), constants=True)
+    return of_sources.sum(1) + read_targets(here, targets, *constant, offsets=True, absolute=True)[:, 0]
 
 
 def true_values(here: Local, targets: list[Target], r: model.Run, pre: list[Array]) -> Array:
@@ -262,7 +295,11 @@ def attribute(
     """
     here = localise(cfg, params, d, tokens, position_zero)
     targets = top_logits(here.run) if targets is None else targets
-    frozen = here.frozen if frozen is None else frozen
+    return rows(here, targets, here.frozen if frozen is None else frozen, leave_out)
+
+
+def rows(here: Local, targets: list[Target], frozen: model.Frozen, leave_out: str | None = None) -> Attribution:
+    """The graph of a prompt that was localised."""
     sources = [source(here, s) for s in range(n_sources(here))]
     embed, mlp = np.stack([e for e, _ in sources]), np.stack([m for _, m in sources], 1)
     n_all = n_sources(here) + len(targets)
@@ -273,7 +310,7 @@ def attribute(
     weights = np.array([t.weight for t in targets])
     activations = np.array([here.values[layer][p, f] for layer, p, f in here.features])
     return Attribution(
-        here.features, activations, adjacency, bias, values, bos, weights, cfg.n_layers, here.length, targets
+        here.features, activations, adjacency, bias, values, bos, weights, here.cfg.n_layers, here.length, targets
     )
 
 

@@ -3,7 +3,7 @@
 A dictionary is `Dictionary(cfg, arrays)`: `cfg` any object with the attributes of the package's `TranscoderConfig`,
 `arrays` a dict with `w_enc [S,F,D]`, `b_enc [S,F]`, `w_dec [P,F,D]`, `b_dec [S,D]`, `threshold [S,F]`, `w_skip
 [S,D,D]` (S slots, one a covered layer; absent ones None or missing). Of a cross-layer dictionary the decoder from
-layer i to m is row m(m+1)/2 + i.
+layer i to m is row m(m+1)/2 + i. `factor [L,T,M]` stands in for the neurons' own frozen factors on one prompt.
 """
 
 from dataclasses import dataclass
@@ -58,7 +58,8 @@ def encoder(cfg: Any, params: dict, d: Dictionary, r: model.Run, layer: int) -> 
     length = r.sites["mlp_in"].shape[1]
     if kind(d, layer) == "neurons":
         p = model.layer_of(params["blocks"]["mlp"], layer)
-        factor, _ = model.neurons(cfg, p, r.sites["mlp_in"][layer])
+        given = d.array("factor", layer)
+        factor = model.neurons(cfg, p, r.sites["mlp_in"][layer])[0] if given is None else given
         b_in = np.zeros(cfg.d_mlp) if p["b_in"] is None else p["b_in"]
         return factor[:, :, None] * p["w_in"].T, factor * b_in
     if kind(d, layer) == "dictionary":
