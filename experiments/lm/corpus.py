@@ -106,40 +106,49 @@ def answer_positions(tokenizer: tokenizers.Tokenizer, example: grammars.Example)
     return np.asarray(ids, np.int32), starts
 
 
-def _pieces(corpus: Corpus, weights: Mapping[str, float], rng: np.random.Generator, wanted: int) -> list[np.ndarray]:
+def _pieces(
+    corpus: Corpus, weights: Mapping[str, float], rng: np.random.Generator, wanted: int, held_out: bool
+) -> list[np.ndarray]:
     """Examples and snippets of at least `wanted` tokens together."""
     names, p = list(weights), np.asarray([*weights.values()])
     pieces: list[np.ndarray] = []
     while sum(map(len, pieces)) < wanted:
         drawn = rng.choice(names, 64, p=p / p.sum())
-        texts = [grammars.draw(str(n), rng, held_out=False).text for n in drawn if n != "snippet"]
+        texts = [grammars.draw(str(n), rng, held_out=held_out).text for n in drawn if n != "snippet"]
         encoded = iter(corpus.tokenizer.encode_batch(texts, add_special_tokens=False))
-        pieces += [
-            _window(corpus, rng, int(rng.integers(*SNIPPET))) if n == "snippet" else np.asarray(next(encoded).ids)
-            for n in drawn
-        ]
+        for n in drawn:
+            snippet = n == "snippet"
+            piece = _window(corpus, rng, int(rng.integers(*SNIPPET)), held_out) if snippet else next(encoded).ids
+            pieces.append(np.asarray(piece))
     return pieces
 
 
-def _window(corpus: Corpus, rng: np.random.Generator, n: int) -> np.ndarray:
-    start = int(rng.integers(len(corpus.train) - n))
-    return corpus.train[start : start + n]
+def _window(corpus: Corpus, rng: np.random.Generator, n: int, held_out: bool) -> np.ndarray:
+    prose = corpus.held_out if held_out else corpus.train
+    start = int(rng.integers(len(prose) - n))
+    return prose[start : start + n]
 
 
-def batch(corpus: Corpus, rows: int, context: int, seed: int, step: int) -> np.ndarray:
-    """The batch of one step: int32 [rows, context], each row beginning with <bos>."""
-    rng, mix = np.random.default_rng([seed, step]), mixture(step)
+def batch(
+    corpus: Corpus, rows: int, context: int, seed: int, step: int, mix: Mixture | None = None, held_out: bool = False
+) -> np.ndarray:
+    """The batch of one step: int32 [rows, context], each row beginning with <bos>.
+
+    `mix` takes the place of the step's own mixture; `held_out` draws from held-out prose and held-out examples.
+    """
+    rng, mix = np.random.default_rng([seed, step]), mix or mixture(step)
     out = np.full((rows, context), corpus.tokenizer.token_to_id("<bos>"), np.int32)
     kind = rng.random(rows)
     of_grammars = kind >= mix.prose + mix.repeated
     pieces: list[np.ndarray] = []
     for i in range(rows):
         if kind[i] < mix.prose:
-            out[i, 1:] = _window(corpus, rng, context - 1)
+            out[i, 1:] = _window(corpus, rng, context - 1, held_out)
         elif not of_grammars[i]:
-            out[i, 1:] = np.resize(_window(corpus, rng, int(rng.integers(*REPEAT))), context - 1)
+            out[i, 1:] = np.resize(_window(corpus, rng, int(rng.integers(*REPEAT)), held_out), context - 1)
         else:
-            pieces = pieces or _pieces(corpus, mix.weights, rng, (context + 64) * int(of_grammars[i:].sum()))
+            wanted = (context + 64) * int(of_grammars[i:].sum())
+            pieces = pieces or _pieces(corpus, mix.weights, rng, wanted, held_out)
             out[i, 1:], pieces = _fill(pieces, context - 1)
     return out
 
