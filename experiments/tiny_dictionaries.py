@@ -53,7 +53,9 @@ class Config:
     """Tokens of a step."""
     learning_rate: float = 4e-3
     """Before it decays."""
-    rows: int = 2048
+    dead_after: int = 32_768
+    """Tokens without firing after which a feature is revived."""
+    rows: int = 512
     """Held-out rows of 128 tokens."""
     seed: int = 0
     """Of weights and data."""
@@ -73,8 +75,8 @@ def recipe(cfg: Config, model: tc.Model, kind: str, k: int) -> Recipe:
         k=k,
         skip=kind == "skip",
     )
-    optimizer = {"lr": cfg.learning_rate}
-    return make(d, tokens=cfg.tokens, batch=cfg.batch, k=k, optimizer=optimizer, decoder_norm="free", seed=cfg.seed)
+    settings = {"optimizer": {"lr": cfg.learning_rate}, "objective": {"dead_after": cfg.dead_after}}
+    return make(d, tokens=cfg.tokens, batch=cfg.batch, k=k, decoder_norm="free", seed=cfg.seed, **settings)
 
 
 def trained(cfg: Config, model: tc.Model, text: Any, kind: str, k: int) -> tc.Transcoders:

@@ -12,6 +12,7 @@ import tyro
 from tcircuits.types import InputError
 
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+MODEL = "tiny"  # comes with the package, so every command works at once
 
 
 def print_json(found: dict[str, Any]) -> None:

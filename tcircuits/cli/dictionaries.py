@@ -20,7 +20,7 @@ class Tokenize:
     """A new folder, for example prose.tokens."""
     text: tyro.conf.Positional[tuple[str, ...]] = ()
     """Text files, .jsonl files, folders of them, data sets of the hub (hf:OWNER/NAME[:CONFIG][@SPLIT])."""
-    model: str = "smollm2-135m"
+    model: str = common.MODEL
     """Whose tokenizer it is, and who writes with --sample; as in trace."""
     field: str = "text"
     """Where the text stands in a JSON line or in a data set's row."""
@@ -46,7 +46,7 @@ class Eval:
     """As in trace."""
     data: str
     """Tokens (a folder that `tokenize` wrote, or rows [n, T] in a .npy file) or text (a file or folder)."""
-    model: str = "smollm2-135m"
+    model: str = common.MODEL
     """As in trace."""
     choose: Repeated = ()
     """As in trace."""

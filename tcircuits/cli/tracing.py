@@ -19,12 +19,12 @@ class Trace:
 
     prompt: tyro.conf.Positional[str]
     """The text to explain."""
-    out: Path
+    out: Path = Path("trace")
     """Folder for page, graph and the viewers' JSON; an earlier trace there is replaced, other files are left alone."""
-    model: str = "smollm2-135m"
+    model: str = common.MODEL
     """A built-in name, a folder, a .gguf file, or a hub id."""
-    transcoders: str = "neurons"
-    """`neurons`, the name of a published set, a folder, a file, or a hub id."""
+    transcoders: str | None = None
+    """`neurons`, the name of a set, a folder, a file, or a hub id; default: the model's own set, or its neurons."""
     choose: Repeated = ()
     """What the files of transcoders leave open, NAME=VALUE (repeatable): layers=0,1 reads=mlp_in l0=70 width=16k ..."""
     lazy: bool = False
@@ -69,9 +69,9 @@ class Intervene:
     """The text to run."""
     edit: Repeated
     """Edits (repeatable): LAYER/POSITION/INDEX=VALUE sets, +=VALUE adds, *=VALUE scales; POSITION may be `all`."""
-    model: str = "smollm2-135m"
+    model: str = common.MODEL
     """As in trace."""
-    transcoders: str = "neurons"
+    transcoders: str | None = None
     """As in trace."""
     choose: Repeated = ()
     """As in trace."""
@@ -128,6 +128,7 @@ def trace(cfg: Trace) -> None:
     from tcircuits.attribution.promote import promoted
     from tcircuits.attribution.summary import summary
     from tcircuits.parallel import is_lead
+    from tcircuits.transcoders.presets import usual_set
     from tcircuits.view.terminal import STAGES, progress, show_trace
 
     times = tc.Timings()
@@ -136,7 +137,7 @@ def trace(cfg: Trace) -> None:
         tokens, _ = check_prompt(model, model.encode(cfg.prompt, bos=cfg.bos))
         specify.check(model, targets, cfg.position, len(tokens))
         load = tc.open_transcoders if cfg.lazy else tc.load_transcoders
-        transcoders = load(cfg.transcoders, model=model, **choices)
+        transcoders = load(cfg.transcoders or usual_set(cfg.model), model=model, **choices)
     with progress("rows", not cfg.json) as bar:
         graph = tc.attribute(
             model,
@@ -217,10 +218,11 @@ def intervene(cfg: Intervene) -> None:
     import numpy as np
 
     import tcircuits as tc
+    from tcircuits.transcoders.presets import usual_set
     from tcircuits.view.terminal import show_intervention
 
     model = tc.load_model(cfg.model)
-    transcoders = tc.load_transcoders(cfg.transcoders, model=model, **choices)
+    transcoders = tc.load_transcoders(cfg.transcoders or usual_set(cfg.model), model=model, **choices)
     tokens = model.encode(cfg.prompt, bos=cfg.bos)
     options = {"freeze_attention": not cfg.free_attention, "freeze_mlps": cfg.freeze_mlps}
     run = tc.intervene(model, transcoders, tokens, edits, **options)

@@ -19,7 +19,7 @@ class Train:
     """Folder of the run: checkpoints, figures, and in the end the transcoders."""
     data: Repeated
     """Tokens (a folder that `tokenize` wrote) or text, repeatable: several are mixed in equal parts."""
-    model: str = "smollm2-135m"
+    model: str = common.MODEL
     """As in trace."""
     preset: str | None = None
     """A run of the transcoder paper (gpt2-l8, pythia-410m-l15, pythia-1.4b-l15), with --l1 and --kind."""

@@ -6,11 +6,13 @@
 'resid_mid'
 
 Facts were read in the files' own configurations, in their owners' loaders, or in the registries of circuit-tracer and
-SAELens; what could not be established is None and left to the files. Nothing here is downloaded.
+SAELens; what could not be established is None and left to the files. Nothing here is downloaded. The sets of the
+embedded model are files of this package.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
@@ -19,11 +21,11 @@ from tcircuits.transcoders.config import ActivationName, Reads, Writes
 
 @dataclass(frozen=True)
 class Preset:
-    """One published set.
+    """One set, published or part of this package.
 
     Attributes:
-        model: the language model's hub id.
-        references: one reference to the whole set, or the address of one file for each layer.
+        model: the language model's hub id, or built-in name.
+        references: one reference to the whole set (or its folder), or the address of one file for each layer.
         n_layers: layers of the model; every one has a dictionary.
         d_feature: features of one layer.
         activation: None where the files say it (a threshold is there or not).
@@ -71,9 +73,43 @@ QWEN_3 = (
 )
 
 
+def usual_set(model: str) -> str:
+    """The set that a model is traced with where none is named: its own where it comes with one, else its neurons.
+
+    >>> usual_set("tiny"), usual_set("smollm2-135m")
+    ('tiny-transcoders', 'neurons')
+    """
+    name = f"{model}-transcoders"
+    return name if name in EMBEDDED else "neurons"
+
+
 def find_preset(name: str) -> Preset | None:
     """The preset of that name or alias, in any case; None where there is none."""
     return _BY_NAME.get(name.lower())
+
+
+def _tiny() -> Iterator[Preset]:
+    """The embedded model's own, trained by `experiments.tiny_dictionaries`."""
+    folder = Path(__file__).resolve().parents[1] / "assets" / "tiny"
+    notes = {
+        "transcoders": "Transcoders of the embedded model, about 16 features on.",
+        "skip-transcoders": "The same with an affine path beside the features.",
+        "clt": "Cross-layer transcoder of the embedded model, about 16 features on in each layer.",
+    }
+    for name, note in notes.items():
+        yield Preset(
+            name=f"tiny-{name.split('-')[0]}",
+            model="tiny",
+            references=(str(folder / name),),
+            kind="clt" if name == "clt" else "transcoder",
+            n_layers=4,
+            d_feature=1024,
+            activation="jumprelu",
+            reads="mlp_in",
+            writes="mlp_out",
+            skip=name == "skip-transcoders",
+            note=note,
+        )
 
 
 def _gpt2() -> Preset:
@@ -310,4 +346,5 @@ def _gemma_3(size: str, tune: str) -> str:
 
 _ALL = (_gpt2(), *_gemma_2(), *_llama(), *_llama_8b(), *_qwen_3(), _smollm_2(), *_gemma_scope_2())
 PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _ALL})
-_BY_NAME = {name: preset for preset in _ALL for name in (preset.name, *preset.aliases)}
+EMBEDDED: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _tiny()})
+_BY_NAME = {name: preset for preset in (*EMBEDDED.values(), *_ALL) for name in (preset.name, *preset.aliases)}

@@ -165,11 +165,11 @@ def show_known() -> None:
     """Models and sets of dictionaries that are known by name."""
     from tcircuits.models.builtin import BUILTIN
     from tcircuits.models.families import FAMILIES
-    from tcircuits.transcoders.presets import PRESETS
+    from tcircuits.transcoders.presets import EMBEDDED, PRESETS
 
     console = Console()
     console.print("Models by name: " + ", ".join(BUILTIN) + ". Families: " + ", ".join(FAMILIES) + ".", highlight=False)
-    table = result_table("Published transcoders by name", "name", "model", "kind", "reads", "writes")
-    for preset in PRESETS.values():
+    table = result_table("Transcoders by name", "name", "model", "kind", "reads", "writes")
+    for preset in (*EMBEDDED.values(), *PRESETS.values()):
         table.add_row(preset.name, preset.model, preset.kind, preset.reads, preset.writes)
     console.print(table)
