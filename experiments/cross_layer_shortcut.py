@@ -132,7 +132,7 @@ def figures(d: Transcoders, net: Network, n: int, key: jax.Array) -> dict[str, j
     """The figures of one dictionary."""
     bits = samples(net, key, n)
     x, y = run(net, bits)
-    guess = sum(parts(d, x))
+    guess = jnp.asarray(sum(parts(d, x)))
     f = [encode(d, i, x[i]) for i in range(2)]
     share = shares(d, x, y)
     on = bits.prod(0)
@@ -156,7 +156,7 @@ def figures(d: Transcoders, net: Network, n: int, key: jax.Array) -> dict[str, j
 
 def main(cfg: Config) -> None:
     """Train, intervene, write."""
-    found = []
+    found: list[dict[str, Any]] = []
     for l1 in cfg.l1:
         for kind in ("transcoder", "clt"):
             runs = []
@@ -166,7 +166,7 @@ def main(cfg: Config) -> None:
                 d = trained(recipe(cfg, kind, l1), cfg, net, jax.random.fold_in(key, 1))
                 runs.append(figures(d, net, cfg.held_out, jax.random.fold_in(key, 2)))
             values = {name: np.asarray([float(r[name]) for r in runs]) for name in runs[0]}
-            row = {"kind": kind, "l1": l1} | {name: float(v.mean()) for name, v in values.items()}
+            row: dict[str, Any] = {"kind": kind, "l1": l1} | {name: float(v.mean()) for name, v in values.items()}
             spread = {name: float(v.std(ddof=1)) if len(v) > 1 else None for name, v in values.items()}
             found.append({"row": row, "sd": spread})
             print(row, flush=True)

@@ -90,7 +90,8 @@ def trained(cfg: Config, model: tc.Model, text: Any, kind: str, k: int) -> tc.Tr
 
     drawn = rows.Drawn(text, CONTEXT, cfg.seed)
     done = train(model, recipe(cfg, model, kind, k), drawn, run, fill=Fill(CONTEXT, 64, 32), watch=watch)
-    assert done.transcoders is not None
+    if done.transcoders is None:
+        raise SystemExit(f"stopped at step {done.step}; the same command goes on")
     return done.transcoders
 
 
