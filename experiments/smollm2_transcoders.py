@@ -48,8 +48,6 @@ class Config:
     """Their share of the rows."""
     batch: int = 2048
     """Tokens of a step."""
-    learning_rate: float = 2e-3
-    """Before it decays."""
     rows: int = 32
     """Held-out rows of 128 tokens."""
     seed: int = 0
@@ -79,8 +77,7 @@ def main(cfg: Config) -> None:
     mixture, held_out = corpora(cfg, model)
     layers = None if cfg.layers == "all" else parse_layers(cfg.layers)
     d = dictionary(model.cfg, layers=layers, expansion=cfg.expansion, k=cfg.k)
-    settings: Any = {"optimizer": {"lr": cfg.learning_rate}, "decoder_norm": "free", "seed": cfg.seed}
-    recipe = make(d, tokens=cfg.tokens, batch=cfg.batch, k=cfg.k, **settings)
+    recipe = make(d, tokens=cfg.tokens, batch=cfg.batch, k=cfg.k, seed=cfg.seed)
     log: list[dict[str, Any]] = []
 
     def watch(row: dict[str, Any]) -> None:

@@ -93,6 +93,20 @@ def test_trace_writes_its_files(trace, tmp_path):
     assert all(f'"{node["node_id"]}"' in page for node in shown["nodes"])
 
 
+def test_a_prompt_is_all_that_a_trace_needs(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = json.loads(
+        run("trace", "While Robert and James were working at the beach, Robert gave a drink to", "--json")
+    )
+    assert (found["model"], found["transcoders"]) == ("tiny", "tiny-transcoders")
+    assert {p.name for p in (tmp_path / "trace").iterdir()} == FILES
+    assert found["targets"][0]["token"] == " James"
+    assert found["targets"][0]["prob"] > 0.9
+    assert found["n_selected"] == found["n_features"] < 20 * 4 * 16, "some sixteen features at each place"
+    assert found["unexpanded_share"] == 0
+    assert found["max_row_gap"] < 1e-6
+
+
 def test_the_json_object_says_what_was_found(trace, model, clean):
     found, g = trace()
     assert found.keys() >= KEYS

@@ -104,7 +104,6 @@ def _tiny() -> Iterator[Preset]:
             kind="clt" if name == "clt" else "transcoder",
             n_layers=4,
             d_feature=1024,
-            activation="jumprelu",
             reads="mlp_in",
             writes="mlp_out",
             skip=name == "skip-transcoders",

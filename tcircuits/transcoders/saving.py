@@ -107,6 +107,7 @@ def _write_folder(d: Transcoders, target: Path, format: str, model_name: str | N
                 (draft / name).parent.mkdir(exist_ok=True)
                 # Not contiguous arrays would be written in the order of memory.
                 save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, draft / name)
+                (draft / name).chmod(draft.stat().st_mode & 0o666)  # the library lets the owner alone read it
             if format == "saelens":
                 about = saelens.config_fields(d.cfg, layer, str(jax.tree.leaves(d)[0].dtype), model_name)
                 (draft / f"layer_{layer}" / saelens.CONFIG).write_text(json.dumps(about, indent=1), encoding="utf-8")

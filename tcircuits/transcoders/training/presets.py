@@ -68,7 +68,10 @@ def make(d: TranscoderConfig, *, tokens: int, batch: int = 4096, k: int = 32, **
     """A recipe that works without tuning, for `tokens` tokens.
 
     TopK and BatchTopK minimise the unexplained variance, with AuxK for dead features; ReLU has an L1 penalty, JumpReLU
-    an L0 penalty that aims at k features; cross-layer decoders are free, and their sparsity is weighed by their norms.
+    an L0 penalty that aims at k features. Decoders of transcoders are free and begin small, and sparsity is weighed by
+    their norms; those of SAEs begin as their encoders and stay at norm 1. TopK's learning rate falls with the root of
+    the width (Gao et al. 2024, section 2.2), from 4e-3 at 1,024 features: on the embedded model both together leave a
+    quarter of the variance that unit rows and 1e-3 leave after as many tokens.
 
     Args:
         d: what to train.
@@ -78,7 +81,6 @@ def make(d: TranscoderConfig, *, tokens: int, batch: int = 4096, k: int = 32, **
         more: other fields of `Recipe`; `objective` and `optimizer` as dicts change single fields of the default.
     """
     steps = max(1, tokens // batch)
-    free = d.kind == "clt"
     dead = max(batch, min(10_000_000, tokens // 10))
     objective: dict[str, Any] = {"error": "fvu"}
     match d.activation:
@@ -88,13 +90,15 @@ def make(d: TranscoderConfig, *, tokens: int, batch: int = 4096, k: int = 32, **
             objective |= {"l0": 0.1, "l0_target": float(k), "preactivation": 1e-4, "dead_after": dead}
         case "relu":
             objective |= {"l1": 1e-3, "dead_after": dead}
-    optimizer: dict[str, Any] = {"lr": 1e-3, "warmup": min(1000, steps // 10), "sparsity_warmup": steps // 20}
+    chooses = d.activation in ("topk", "batchtopk")
+    lr = min(4e-3, 4e-3 * (1024 / d.d_feature) ** 0.5) if chooses else 1e-3
+    optimizer: dict[str, Any] = {"lr": lr, "warmup": min(1000, steps // 10), "sparsity_warmup": steps // 20}
     objective |= more.pop("objective", {})
     optimizer |= more.pop("optimizer", {})
-    if d.activation in ("topk", "batchtopk"):
+    if chooses:
         optimizer["sparsity_warmup"] = 0
     given: dict[str, Any] = {
-        "decoder_norm": "free" if free else "unit",
+        "decoder_norm": "unit" if d.kind == "sae" else "free",
         "start": "tied" if d.kind == "sae" else "independent",
     } | more
     return Recipe(d, Objective(**objective), Optimizer(**optimizer), steps=steps, batch=batch, **given)
