@@ -77,7 +77,7 @@ def grid(
     for kind, activation, expansion in product(kinds, activations, expansions):
         parts = [kind, *([activation] if len(activations) > 1 else []), *([f"x{expansion}"] if expansions[1:] else [])]
         own: Any = activation
-        options = {**KINDS[kind], "layers": layers, "expansion": expansion, "activation": own}
+        options: dict[str, Any] = {**KINDS[kind], "layers": layers, "expansion": expansion, "activation": own}
         for value, seed in product(l1 if activation == "relu" else k, seeds):
             point = ("l1", float(value)) if activation == "relu" else ("k", int(value))
             k_of = 1 if activation == "relu" else int(value)  # relu has none

@@ -175,14 +175,17 @@ def make_programs(model: Model, recipe: Recipe, fill: Fill, mesh: Mesh | None) -
         rows = over_data(mesh, fill.rows)
         batch = over_data(mesh, recipe.batch // recipe.accumulate)
 
-    def first(params: Any, tokens: Any) -> State:
-        return init_state(recipe, *buffer(cfg, params, recipe.dictionary, tokens))
+    gather = jax.jit(lambda params, tokens: buffer(cfg, params, recipe.dictionary, tokens))
+    start = jax.jit(partial(init_state, recipe), out_shardings=places)
+
+    def first(params: Any, tokens: Any) -> State:  # two programs: one would round the means by how it is compiled
+        return start(*gather(params, tokens))
 
     def one(params: Any, state: State, tokens: Any, number: Any) -> tuple[State, Metrics]:
         return run_fill(cfg, recipe, fill, params, state, tokens, number, batch)
 
     both = None if places is None else (places, None)
-    return Programs(jax.jit(first, out_shardings=places), jax.jit(one, donate_argnums=(1,), out_shardings=both), rows)
+    return Programs(first, jax.jit(one, donate_argnums=(1,), out_shardings=both), rows)
 
 
 def over_data(mesh: Mesh, n: int) -> NamedSharding:

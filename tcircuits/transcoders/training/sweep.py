@@ -96,6 +96,7 @@ def sweep(
     Raises:
         InputError: members that do not fit each other, the model, the corpus or what the folder holds.
     """
+    check_fill(model.cfg, fill)
     work = _Work(model, check_members(model, members), fill, mesh)
     about = work.about(corpus)
     for path in (run, *(folder_of(run, m) for m in members)):
@@ -146,7 +147,9 @@ def check_members(model: Model, members: Sequence[Member]) -> tuple[Member, ...]
     for name in ("steps", "batch"):
         values = {getattr(m.recipe, name) for m in members}
         if len(values) > 1:
-            raise InputError(f"members differ in {name} ({sorted(values)}): they train on the same tokens, step by step")
+            raise InputError(
+                f"members differ in {name} ({sorted(values)}): they train on the same tokens, step by step"
+            )
     for m in members:
         check_model(model, m.recipe)
     return tuple(members)
@@ -199,17 +202,21 @@ class _Work:
             batch = over_data(self.mesh, recipe.batch // recipe.accumulate)
         slots = None if d.layers == self.layers else jnp.asarray([self.layers.index(i) for i in d.layers])
 
-        def taken(acts: dict[str, Any]) -> list[Any]:
-            return [acts[name] if slots is None else acts[name][slots] for name in (d.reads, d.writes)]
+        def taken(acts: dict[str, Any]) -> tuple[Any, Any]:
+            x, y = acts[d.reads], acts[d.writes]
+            return (x, y) if slots is None else (x[slots], y[slots])
 
-        def first(acts: Any, key: Any) -> State:
-            return init_state(recipe, *taken(acts), key)
+        start = jax.jit(partial(init_state, recipe), out_shardings=places)
+
+        def first(acts: Any, key: Any) -> State:  # as in `run.make_programs`
+            return start(*taken(acts), key)
 
         def one(state: State, acts: Any, number: Any, key: Any) -> Any:
-            return fit(recipe, self.fill, state, *taken(acts), number, key=key, place=batch)
+            x, y = taken(acts)
+            return fit(recipe, self.fill, state, x, y, number, key=key, place=batch)
 
         both = None if places is None else (places, None)
-        return jax.jit(first, out_shardings=places), jax.jit(one, donate_argnums=(0,), out_shardings=both)
+        return first, jax.jit(one, donate_argnums=(0,), out_shardings=both)
 
     def about(self, corpus: Corpus) -> dict[str, Any]:
         """What decides the numbers of all members."""
