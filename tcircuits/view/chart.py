@@ -99,6 +99,11 @@ class Chart:
     log_y: bool = False
     from_zero: bool = False
 
+    def x_axis(self) -> Axis:
+        """The horizontal axis, which holds all points; notes beside them need more room."""
+        noted = any(any(line.notes) for line in self.lines)
+        return axis([v for line in self.lines for v in line.x], log=self.log_x, pad=0.14 if noted else 0.04)
+
     def far(self) -> list[tuple[str, float]]:
         """The levels that are too far above everything else to share its axis."""
         drawn = [line for line in self.lines if len(line.x)]
@@ -109,9 +114,8 @@ class Chart:
         drawn = [line for line in self.lines if len(line.x)]
         if not drawn:
             return ""
-        x = axis([v for line in drawn for v in line.x], log=self.log_x, pad=0.04)
         y, far = self._vertical(drawn)
-        place = _Place(x, y, STRIP if far else 0)
+        place = _Place(self.x_axis(), y, STRIP if far else 0)
         parts = [_frame(self, place), _levels(self, place, far)]
         parts += [_line(line, place) for line in drawn]
         parts.append(_legend(drawn))
@@ -193,10 +197,10 @@ def _levels(chart: Chart, place: _Place, far: Sequence[tuple[str, float]]) -> st
     for name, v in chart.levels:
         if (name, v) not in far:
             at = place.at(place.x.low, v)[1]
-            parts += [_rule(LEFT, at, right, at, dashed), text(LEFT + 6, at - 4, f"{name} {v:.4g}", more=halo)]
+            parts += [_rule(LEFT, at, right, at, dashed), text(LEFT + 6, at - 4, f"{name} {v:.3f}", more=halo)]
     for i, (name, v) in enumerate(far):
         at = place.top - 14 - 16 * i
-        parts += [_rule(LEFT, at, right, at, dashed), text(right, at - 3, f"{name} {v:.4g}", "end", halo)]
+        parts += [_rule(LEFT, at, right, at, dashed), text(right, at - 3, f"{name} {v:.3f}", "end", halo)]
     if far:
         up = place.top
         parts.append(_rule(LEFT, TOP, LEFT, up - 8, f'stroke="{INK}"'))
@@ -219,9 +223,9 @@ def _line(line: Line, place: _Place) -> str:
             parts.append(_rule(at, one, at, two, f'stroke="{colour}" stroke-width="1"'))
     if line.markers:
         parts += [_marker(MARKERS[line.style % len(MARKERS)], a, b, colour) for a, b in points]
-    below = line.style % 2 == 1
+    below = line.style % 2 == 0  # the first family is usually the lower one, and its notes stand under it
     for (a, b), note in zip(points, line.notes, strict=False):
-        more = f'fill="{colour}" font-size="9"'
+        more = f'fill="{colour}" font-size="9" stroke="#ffffff" stroke-width="2.5" paint-order="stroke"'
         parts.append(text(a + (-6 if below else 6), b + (12 if below else -5), note, "end" if below else "start", more))
     return f'<g opacity="{line.opacity:.2f}"><title>{html.escape(line.name or line.key)}</title>{"".join(parts)}</g>'
 

@@ -1,8 +1,8 @@
 """The paper's Figure 3 by matplotlib, as a file to put into a text (the extra `plot`)."""
 
 import importlib
-import importlib.util
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from tcircuits.view.sweep import figure3, sets
 
 def check_matplotlib(wanted: bool) -> None:
     """Raise, before anything is run, where a plot is wanted and cannot be drawn."""
-    if wanted and importlib.util.find_spec("matplotlib") is None:
+    if wanted and find_spec("matplotlib") is None:
         raise InputError("--plot needs the package matplotlib: pip install 'tcircuits[plot]'")
 
 
@@ -48,19 +48,23 @@ def _panel(axes: Any, chart: Chart) -> None:
         look = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.3, "alpha": line.opacity}
         axes.errorbar(line.x, line.y, yerr=whole, label=key, elinewidth=0.8, **look)
         for x, y, note in zip(line.x, line.y, line.notes, strict=False):
-            axes.annotate(note, (x, y), textcoords="offset points", xytext=(5, 4), fontsize=6, color=colour)
+            side: dict[str, Any] = {"xytext": (-5, -9), "ha": "right"} if line.style % 2 == 0 else {"xytext": (5, 4)}
+            axes.annotate(note, (x, y), textcoords="offset points", fontsize=6, color=colour, **side)
     far = chart.far()
     for name, value in chart.levels:
         if (name, value) not in far:
             axes.axhline(value, color=GREY, linestyle="--", linewidth=0.9)
-            axes.annotate(f"{name} {value:.4g}", (0.02, value), xycoords=("axes fraction", "data"), fontsize=7,
+            axes.annotate(f"{name} {value:.3f}", (0.02, value), xycoords=("axes fraction", "data"), fontsize=7,
                           color=GREY, textcoords="offset points", xytext=(0, 2))  # fmt: skip
     if far:
-        words = "above: " + ", ".join(f"{name} {value:.4g}" for name, value in far)
+        words = "above: " + ", ".join(f"{name} {value:.3f}" for name, value in far)
         axes.text(0.98, 0.98, words, transform=axes.transAxes, ha="right", va="top", fontsize=7, color=GREY)
     axes.set_title(chart.title, fontsize=9, loc="left")
     axes.set_xlabel(chart.x_name)
     axes.set_ylabel(chart.y_name)
     axes.set_xscale("log" if chart.log_x else "linear")
+    ticks = chart.x_axis().ticks()
+    axes.set_xticks(ticks, [f"{v:g}" for v in ticks])
+    axes.set_xticks([], minor=True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)

@@ -241,7 +241,11 @@ def write_page(told: Told, run: Path) -> Path:
         ("Training", curves(told, run)),
     ]
     drawn = {title: "".join(c.svg() for c in charts) for title, charts in parts}
-    body = [f"<h2>{title}</h2><div class='charts'>{charts}</div>" for title, charts in drawn.items() if charts]
+    body = [
+        f"<h2>{title}</h2>{'' if i == 0 else SHADES}<div class='charts'>{charts}</div>"
+        for i, (title, charts) in enumerate(drawn.items())
+        if charts
+    ]
     tables = [("At equal L0", VERSUS, versus(told)), ("Members", COLUMNS, table(told))]
     body[1:1] = [_table(*t) for t in tables if t[2]]
     title = html.escape(f"Sweep {run.resolve().name}")
@@ -261,6 +265,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     return f"<h2>{title}</h2><div class='wide'><table>{cells(columns, 'th')}{lines}</table></div>"
 
 
+SHADES = "<p>Darker lines have a larger k or penalty; the pointer shows a line's name.</p>"
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <link rel="icon" href="data:,">

@@ -1,9 +1,9 @@
 """Figures of training as TensorBoard event files, where its package is installed (it needs no torch, no TensorFlow)."""
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ Add = Callable[[str, Sequence[int], Mapping[str, Any]], None]
 
 def check_tensorboard(wanted: bool) -> None:
     """Raise, before anything is run, where event files are wanted and cannot be written."""
-    if wanted and importlib.util.find_spec("tensorboard") is None:
+    if wanted and find_spec("tensorboard") is None:
         raise InputError("--tensorboard needs the package tensorboard: pip install 'tcircuits[tensorboard]'")
 
 

@@ -116,7 +116,8 @@ def paper_grid(
 
 
 def _member(family: str, point: tuple[str, float], recipe: Recipe) -> Member:
-    return Member(f"{family}-{point[0]}{point[1]:g}-s{recipe.seed}", family, point, recipe)
+    between = "" if point[0] == "k" else "_"
+    return Member(f"{family}-{point[0]}{between}{point[1]:g}-s{recipe.seed}", family, point, recipe)
 
 
 def _check(**axes: Sequence[Any]) -> None:
