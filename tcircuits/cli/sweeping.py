@@ -94,6 +94,8 @@ def sweep(cfg: Sweep) -> None:
     check_matplotlib(cfg.plot != "none")
     mesh_shape = numbers("--mesh", cfg.mesh, 2) if cfg.mesh else None
     at = decimals("--l0", cfg.l0) if cfg.l0 else None
+    if cfg.eval_batch < 1 or min(at or (1.0,)) <= 0:
+        raise InputError(f"--eval-batch {cfg.eval_batch}, --l0 {cfg.l0}: give numbers above 0")
     axes = axes_of(cfg)
     common.start_jax()
     import tcircuits as tc
@@ -102,8 +104,9 @@ def sweep(cfg: Sweep) -> None:
     mesh: Any = None if mesh_shape is None else make_mesh((mesh_shape[0], mesh_shape[1]))
     model = tc.load_model(cfg.model, mesh=mesh)
     members = members_of(cfg, model.cfg, axes)
+    rows = held_out(cfg, model)
     outcome = trained(cfg, model, members, mesh)
-    found = measured(cfg, model, members, outcome)
+    found = measured(cfg, model, members, outcome, *rows)
     if is_lead():
         finish(cfg, members, outcome, found, model.name, at)
 
@@ -170,21 +173,34 @@ def pooled(row: dict[str, Any]) -> dict[str, Any]:
     return row | {name: [v for r in own for v in r[name]] for name in ("loss", "fvu", "l0", "dead")}
 
 
-def measured(cfg: Sweep, model: Any, members: Any, outcome: Any) -> dict[str, Any]:
-    """Evaluations of the members that are trained, on held-out rows."""
-    from tcircuits.transcoders.evaluation.families import evaluate_members
-    from tcircuits.transcoders.training.corpus import open_corpus
-    from tcircuits.transcoders.training.sweep import folder_of
-    from tcircuits.view.terminal import progress
+def held_out(cfg: Sweep, model: Any) -> tuple[Any, int]:
+    """The rows to measure on, and how many tokens of them; looked at before anything is trained.
 
-    if not outcome.made:
-        return {}
+    Raises:
+        InputError: too few for a row.
+    """
+    from tcircuits.transcoders.evaluation.corpus import corpus
+    from tcircuits.transcoders.training.corpus import open_corpus
+
     rows = open_corpus(cfg.data, model, cfg.run, cfg.context, part="held_out", **_rows(cfg))
     parts = getattr(rows, "sources", (rows,))
     have = len(parts) * min(part.per_epoch for part in parts) * cfg.context
+    n_tokens = min(cfg.eval_tokens, have)
+    corpus(model.cfg, rows, n_tokens)
+    return rows, n_tokens
+
+
+def measured(cfg: Sweep, model: Any, members: Any, outcome: Any, rows: Any, n_tokens: int) -> dict[str, Any]:
+    """Evaluations of the members that are trained."""
+    from tcircuits.transcoders.evaluation.families import evaluate_members
+    from tcircuits.transcoders.training.sweep import folder_of
+    from tcircuits.view.terminal import progress
+
     folders = {m.name: folder_of(cfg.run, m) for m in members}
+    if not outcome.made:
+        return {}
     with progress("measuring", not cfg.json) as bar:
-        options = {"n_tokens": min(cfg.eval_tokens, have), "batch": cfg.eval_batch, "progress": bar}
+        options = {"n_tokens": n_tokens, "batch": cfg.eval_batch, "progress": bar}
         return evaluate_members(model, outcome.made, rows, folders, **options)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 WIDTH, HEIGHT = 470, 340
-LEFT, RIGHT, TOP, BOTTOM, STRIP = 64, 14, 56, 48, 46
+LEFT, RIGHT, TOP, BOTTOM, STRIP, ROW = 64, 14, 56, 48, 46, 15
 INK, GREY, FAINT = "#222222", "#666666", "#e8e8e8"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#000000")  # Okabe and Ito
 MARKERS = "osd^"
@@ -115,7 +115,8 @@ class Chart:
         if not drawn:
             return ""
         y, far = self._vertical(drawn)
-        place = _Place(self.x_axis(), y, STRIP if far else 0)
+        head = TOP + ROW * _entries(drawn)[-1][1]
+        place = _Place(self.x_axis(), y, head, STRIP if far else 0)
         parts = [_frame(self, place), _levels(self, place, far)]
         parts += [_line(line, place) for line in drawn]
         parts.append(_legend(drawn))
@@ -140,15 +141,16 @@ class Chart:
 
 @dataclass(frozen=True)
 class _Place:
-    """From values to points of the picture; `strip` is left free above."""
+    """From values to points of the picture: above are a head of title and legend, and a strip for far levels."""
 
     x: Axis
     y: Axis
+    head: int
     strip: int
 
     @property
-    def top(self) -> float:
-        return TOP + self.strip
+    def top(self) -> int:
+        return self.head + self.strip
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         wide, high = WIDTH - LEFT - RIGHT, HEIGHT - BOTTOM - self.top
@@ -203,7 +205,7 @@ def _levels(chart: Chart, place: _Place, far: Sequence[tuple[str, float]]) -> st
         parts += [_rule(LEFT, at, right, at, dashed), text(right, at - 3, f"{name} {v:.3f}", "end", halo)]
     if far:
         up = place.top
-        parts.append(_rule(LEFT, TOP, LEFT, up - 8, f'stroke="{INK}"'))
+        parts.append(_rule(LEFT, place.head, LEFT, up - 8, f'stroke="{INK}"'))
         parts += [_rule(LEFT - 5, up + d + 3, LEFT + 5, up + d - 3, f'stroke="{INK}"') for d in (-8, -2)]
     return "".join(parts)
 
@@ -240,13 +242,24 @@ def _marker(shape: str, x: float, y: float, colour: str) -> str:
     return f'<polygon points="{" ".join(f"{x + a:.1f},{y + b:.1f}" for a, b in corners)}" {look}/>'
 
 
+def _entries(lines: Sequence[Line]) -> list[tuple[float, int, Line]]:
+    """The legend: where each key begins, its row, and a line of it; a row that is full goes on below."""
+    found, at, row = [], float(LEFT), 0
+    for line in {line.key: line for line in lines}.values():
+        wide = 44 + 6.2 * len(line.key)
+        if at > LEFT and at + wide - 16 > WIDTH:
+            at, row = float(LEFT), row + 1
+        found.append((at, row, line))
+        at += wide
+    return found
+
+
 def _legend(lines: Sequence[Line]) -> str:
-    parts, at = [], float(LEFT)
-    for key, line in {line.key: line for line in lines}.items():
-        colour = COLOURS[line.style % len(COLOURS)]
-        parts.append(_rule(at, 36, at + 22, 36, f'stroke="{colour}" stroke-width="1.6"'))
+    parts = []
+    for at, row, line in _entries(lines):
+        colour, y = COLOURS[line.style % len(COLOURS)], 36 + ROW * row
+        parts.append(_rule(at, y, at + 22, y, f'stroke="{colour}" stroke-width="1.6"'))
         if line.markers:
-            parts.append(_marker(MARKERS[line.style % len(MARKERS)], at + 11, 36, colour))
-        parts.append(text(at + 28, 40, key))
-        at += 44 + 6.2 * len(key)
+            parts.append(_marker(MARKERS[line.style % len(MARKERS)], at + 11, y, colour))
+        parts.append(text(at + 28, y + 4, line.key))
     return "".join(parts)

@@ -63,6 +63,7 @@ def points(told: Told, layers: tuple[int, ...]) -> list[Line]:
             rows = [_point(m, layers, base) for m in own if m["seed"] == seed]
             rows = sorted(r for r in rows if r is not None and r[0] > 0)
             x, y, low, high, notes = zip(*rows, strict=True) if rows else ((), (), (), (), ())
+            notes = notes if seed == seeds[0] else ()
             more = {
                 "opacity": 1.0 if len(seeds) == 1 else 0.7,
                 "markers": True,
@@ -242,7 +243,7 @@ def write_page(told: Told, run: Path) -> Path:
     ]
     drawn = {title: "".join(c.svg() for c in charts) for title, charts in parts}
     body = [
-        f"<h2>{title}</h2>{'' if i == 0 else SHADES}<div class='charts'>{charts}</div>"
+        f"<h2>{title}</h2>{SHADES if i else BARS}<div class='charts'>{charts}</div>"
         for i, (title, charts) in enumerate(drawn.items())
         if charts
     ]
@@ -265,6 +266,10 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     return f"<h2>{title}</h2><div class='wide'><table>{cells(columns, 'th')}{lines}</table></div>"
 
 
+BARS = (
+    "<p>Bars are 95 % intervals of the change against the original model, over rows; dashed lines are the original "
+    "model and the model with the same MLPs replaced by their mean output, or by zero.</p>"
+)
 SHADES = "<p>Darker lines have a larger k or penalty; the pointer shows a line's name.</p>"
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">

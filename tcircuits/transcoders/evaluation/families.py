@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tcircuits.models.model import Model
+from tcircuits.parallel import is_lead
 from tcircuits.transcoders.config import TranscoderConfig
 from tcircuits.transcoders.dictionary import Transcoders
 from tcircuits.transcoders.evaluation.compare import Comparison, compare
@@ -18,6 +19,7 @@ from tcircuits.transcoders.evaluation.corpus import corpus
 from tcircuits.transcoders.evaluation.results import Evaluation, Losses
 from tcircuits.transcoders.evaluation.saved import load_evaluation, save_evaluation
 from tcircuits.transcoders.evaluation.table import evaluate
+from tcircuits.transcoders.training.folder import votes
 from tcircuits.transcoders.training.grid import Member
 from tcircuits.types import InputError
 
@@ -54,12 +56,13 @@ def evaluate_members(
     whole = 2 * text.n * len(made)
     for i, (name, d) in enumerate(made.items()):
         kept = _kept(folders[name] / FILE, digest)
-        if kept is None:
+        if not all(votes(kept is not None)) or kept is None:
             bar = None if progress is None else _part(progress, 2 * text.n * i, whole)
             like = next((e for e in found.values() if _same_mlps(e.cfg, d.cfg)), None)
             options = {"n_tokens": n_tokens, "batch": batch, "progress": bar, "ablated": like}
             kept = evaluate(model, d, rows, **options)
-            save_evaluation(kept, folders[name] / FILE)
+            if is_lead():
+                save_evaluation(kept, folders[name] / FILE)
         found[name] = kept
     return found
 
@@ -148,8 +151,7 @@ def summary(members: Sequence[Member], evaluations: Evaluations, failed: Mapping
     for m in members:
         d = m.recipe.dictionary
         row: dict[str, Any] = {"name": m.name, "family": m.family, "point": list(m.point), "seed": m.seed}
-        row |= {"kind": d.kind, "skip": d.skip, "activation": d.activation, "d_feature": d.d_feature}
-        row |= {"layers": list(d.layers), "failed": failed.get(m.name)}
+        row |= {"kind": d.kind, "layers": list(d.layers), "failed": failed.get(m.name), "recipe": asdict(m.recipe)}
         row["evaluation"] = evaluations[m.name].to_json() if m.name in evaluations else None
         told.append(row)
     return told

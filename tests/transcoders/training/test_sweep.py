@@ -154,6 +154,32 @@ def test_members_that_do_not_fit_each_other(whole, tmp_path):
             sweep(MODEL, given, Numbers(), tmp_path / "run", fill=FILL)
 
 
+MESH = """
+import jax, tempfile, numpy as np
+jax.config.update("jax_disable_most_optimizations", True)  # nearly all of the time is compilation
+from pathlib import Path
+from experiments.training_meshes import CFG, FILL, Numbers, model_on
+from tcircuits.parallel import make_mesh
+from tcircuits.transcoders.training.grid import grid
+from tcircuits.transcoders.training.sweep import sweep
+members = grid(CFG, k=(4,), layers=(1,), tokens=8 * 32, batch=32, expansions=(4,))
+found = []
+for mesh in (None, make_mesh((2, 1))):
+    with tempfile.TemporaryDirectory() as run:
+        found.append(sweep(model_on(mesh), members, Numbers(), Path(run), fill=FILL, mesh=mesh).made)
+for m in members:
+    a, b = (np.asarray(f[m.name].w_dec) for f in found)
+    assert 0 < np.abs(a).max()
+    assert np.abs(a - b).max() < 1e-5 * np.abs(a).max(), m.name  # as the losses of `train` on meshes
+print("ok")
+"""
+
+
+@pytest.mark.slow
+def test_two_devices_train_what_one_trains(run_python):
+    assert run_python(MESH, devices=2).stdout.splitlines()[-1] == "ok"
+
+
 def test_the_papers_panel():
     members = paper_grid("gpt2-l8", GPT2)
     assert len(members) == 2 * 8
