@@ -185,9 +185,9 @@ def _frame(chart: Chart, place: _Place) -> str:
 
 
 def _short(v: float) -> str:
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(v) >= size:
-            return f"{v / (1e3 if unit == 'k' else size):g}{unit}"
+            return f"{v / size:g}{unit}"
     return f"{v:g}"
 
 

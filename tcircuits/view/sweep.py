@@ -193,7 +193,7 @@ def table(told: Told) -> list[list[str]]:
     return out
 
 
-VERSUS = ("families", "replaced", "at L0", "CE of the first less that of the second")
+VERSUS = ("families", "replaced", "at L0", "CE, first - second")
 
 
 def versus(told: Told) -> list[list[str]]:
@@ -214,12 +214,14 @@ def versus(told: Told) -> list[list[str]]:
 def show_sweep(told: Told) -> None:
     """Print the tables."""
     console = Console()
-    for title, columns, rows in (("Members", COLUMNS, table(told)), ("At equal L0", VERSUS, versus(told))):
+    short = ("member", "L0", "FVU", "dead", "CE, one", "CE, all", "KL, all")  # fits a terminal of 80 columns
+    members = [[row[0], *(cell.split(" [")[0] for cell in row[2:])] for row in table(told)]
+    for title, columns, rows in (("Members", short, members), ("At equal L0", VERSUS, versus(told))):
         shown = result_table(title, *columns)
         for row in rows:
             shown.add_row(*(Text(cell) for cell in row))
         console.print(shown, "")
-    console.print(Text(_caption(told)))
+    console.print(Text("CE: change with one layer replaced (mean over layers), with all. " + _caption(told)))
 
 
 def _caption(told: Told) -> str:
