@@ -168,29 +168,36 @@ def interval(x: Told | None, form: str = "+.4f") -> str:
     return f"{x['value']:{form}}" + ("" if x["low"] is None else f" [{x['low']:{form}}, {x['high']:{form}}]")
 
 
-COLUMNS = ("member", "point", "L0", "FVU", "dead", "CE change, one layer", "CE change, all layers", "KL, all layers")
+COLUMNS = (
+    *("member", "point", "L0", "FVU", "dead", "CE change, one layer", "KL, one layer"),
+    *("CE change, all layers", "KL, all layers"),
+)
 
 
 def table(told: Told) -> list[list[str]]:
-    """A row for every member, under `COLUMNS`; changes for one layer are means over layers."""
+    """A row for every member, under `COLUMNS`; figures of one layer are means over layers."""
     out = []
     for m in told["members"]:
         name, value = m["point"]
         cells = [m["name"], f"{name} {value:g}"]
         if m["evaluation"] is None:
-            out.append([*cells, m["failed"] or "not measured", *[""] * (len(COLUMNS) - 3)])
-            continue
-        e = m["evaluation"]
-        one = [r["delta"]["dictionary"]["value"] for r in e["replaced"] if len(r["layers"]) == 1]
-        every = next((r for r in e["replaced"] if len(r["layers"]) > 1), None)
-        cells += [f"{e['overall']['l0']:.2f}", f"{e['overall']['fvu']:.4f}", f"{100 * e['overall']['dead']:.1f} %"]
-        single = e["replaced"][0]["delta"]["dictionary"] if len(one) == 1 else None
-        cells.append(interval(single) if single else f"{np.mean(one):+.4f}")
-        cells += (
-            ["", ""] if every is None else [interval(every["delta"]["dictionary"]), f"{every['kl']['dictionary']:.4f}"]
-        )
+            cells += [m["failed"] or "not measured", *[""] * (len(COLUMNS) - 3)]
+        else:
+            cells += _figures(m["evaluation"])
         out.append(cells)
     return out
+
+
+def _figures(e: Told) -> list[str]:
+    single = [r for r in e["replaced"] if len(r["layers"]) == 1]
+    several = [r for r in e["replaced"] if len(r["layers"]) > 1]
+    cells = [f"{e['overall']['l0']:.2f}", f"{e['overall']['fvu']:.4f}", f"{100 * e['overall']['dead']:.1f} %"]
+    for rows in (single, several):
+        changes = [r["delta"]["dictionary"] for r in rows]
+        mean = f"{np.mean([c['value'] for c in changes]):+.4f}" if rows else "-"
+        cells.append(interval(changes[0]) if len(rows) == 1 else mean)
+        cells.append(f"{np.mean([r['kl']['dictionary'] for r in rows]):.4f}" if rows else "-")
+    return cells
 
 
 VERSUS = ("families", "replaced", "at L0", "CE, first - second")
@@ -214,7 +221,7 @@ def versus(told: Told) -> list[list[str]]:
 def show_sweep(told: Told) -> None:
     """Print the tables."""
     console = Console()
-    short = ("member", "L0", "FVU", "dead", "CE, one", "CE, all", "KL, all")  # fits a terminal of 80 columns
+    short = ("member", "L0", "FVU", "dead", "CE, one", "KL, one", "CE, all", "KL, all")  # fits a terminal of 80 columns
     members = [[row[0], *(cell.split(" [")[0] for cell in row[2:])] for row in table(told)]
     for title, columns, rows in (("Members", short, members), ("At equal L0", VERSUS, versus(told))):
         shown = result_table(title, *columns)

@@ -19,6 +19,7 @@ from tcircuits.transcoders.training import folder
 from tcircuits.types import InputError
 from tcircuits.view import plots, tensorboard
 from tcircuits.view.chart import Axis, Chart, Line
+from tcircuits.view.sweep import write_page
 
 needs_glassllm = pytest.mark.skipif(find_spec("glassllm") is None, reason="pip install --no-deps glassllm==0.1.0")
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -228,6 +229,22 @@ def test_what_is_not_installed_is_said_first(tmp_path, capsys, monkeypatch, verb
     if verb == "sweep":
         assert cli.main([*run, "--plot", "pdf"]) == 2
         assert "pip install 'tcircuits[plot]'" in capsys.readouterr().err
+
+
+def test_members_without_figures_are_named(tmp_path):
+    lost = {
+        "name": "sae-k2-s0",
+        "family": "sae",
+        "point": ["k", 2],
+        "seed": 0,
+        "evaluation": None,
+        "failed": "<not finite>",
+    }
+    told = {"model": "m", "tokens": 3, "ce_original": None, "members": [lost], "comparisons": []}
+    page = write_page(told, tmp_path).read_text(encoding="utf-8")
+    assert "&lt;not finite&gt;" in page
+    assert "sae-k2-s0" in page
+    assert "<svg" not in page
 
 
 def test_ticks_are_round_and_within():

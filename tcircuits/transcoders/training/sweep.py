@@ -95,6 +95,7 @@ def sweep(
 
     Raises:
         InputError: members that do not fit each other, the model, the corpus or what the folder holds.
+        TrainingError: the loss of every member is no longer finite.
     """
     check_fill(model.cfg, fill)
     work = _Work(model, check_members(model, members), fill, mesh)
@@ -112,6 +113,8 @@ def sweep(
     with ahead(corpus, fill, work.batch, number) as rows, signals() as asked:
         while step < work.steps:
             row = work.fill_once(run, states, failed, placed(next(rows), work.rows), number, step)
+            if len(failed) == len(members):
+                raise TrainingError("no member is left: " + "; ".join(f"{n}: {why}" for n, why in failed.items()))
             step, number = row["step"], number + 1
             if is_lead():
                 watch(row)

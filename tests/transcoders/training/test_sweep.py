@@ -10,7 +10,7 @@ from tcircuits.transcoders.training import folder
 from tcircuits.transcoders.training import sweep as module
 from tcircuits.transcoders.training.grid import grid, paper_grid
 from tcircuits.transcoders.training.recipe import differences
-from tcircuits.transcoders.training.run import train
+from tcircuits.transcoders.training.run import TrainingError, train
 from tcircuits.transcoders.training.sweep import sweep
 from tcircuits.types import InputError
 from tests.transcoders.training.test_run import CFG, FILL, MODEL, Numbers, same
@@ -104,6 +104,8 @@ def test_a_member_that_breaks_is_left_out(whole, tmp_path):
         assert list(outcome.made) == [good.name]
         assert "not finite" in outcome.failed["bad"]
     same(arrays(outcome.made[good.name]), arrays(whole[2].made[good.name]))
+    with pytest.raises(TrainingError, match="no member is left: bad: the loss is not finite"):
+        sweep(MODEL, (bad,), Numbers(), tmp_path / "alone", fill=FILL)
 
 
 def test_another_grid_is_refused(whole):
