@@ -208,7 +208,7 @@ def test_the_same_command_again_measures_nothing(done, text, capsys, monkeypatch
         (("--mesh", "2"), "--mesh '2': write 2 whole numbers"),
         (("--l0", "0"), "--l0 0: give numbers above 0"),
         (("--eval-tokens", "3"), "3 tokens were asked for; a row has 16"),
-        (("--held-out", "0.0001"), "the held-out part of"),
+        (("--held-out", "0"), "held_out=0.0 is a share of the documents"),
     ],
 )
 def test_bad_options_end_with_one_line(tmp_path, text, capsys, monkeypatch, more, complaint):
