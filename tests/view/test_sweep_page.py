@@ -204,7 +204,7 @@ def test_the_same_command_again_measures_nothing(done, text, capsys, monkeypatch
         (("--activations", "relu"), "k is given, but it is for activation topk"),
         (("--l1", "x"), "--l1 'x': write some numbers"),
         (("--layers", "9"), "layer 9 does not exist"),
-        (("--preset", "gpt2-l8"), "layer 8 does not exist"),
+        (("--preset", "gpt2-l8"), "--preset says layers, widths, activation and batch"),
         (("--mesh", "2"), "--mesh '2': write 2 whole numbers"),
         (("--l0", "0"), "--l0 0: give numbers above 0"),
         (("--eval-tokens", "3"), "3 tokens were asked for; a row has 16"),
