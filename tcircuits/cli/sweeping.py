@@ -133,9 +133,7 @@ def members_of(cfg: Sweep, model: Any, axes: dict[str, Any]) -> Any:
     if cfg.preset is not None:
         fixed = (cfg.k, cfg.lr, cfg.layers, cfg.expansion, cfg.activations, cfg.batch)
         if fixed != (None, None, "all", "8", "topk", 4096):
-            raise InputError(
-                "--preset says layers, widths, activation and batch: give --kinds, --l1, --seeds, --tokens"
-            )
+            raise InputError("--preset says layers, widths, activation and batch; --kinds, --l1, --seeds are free")
         few = {name: axes[name] for name in ("kinds", "l1", "seeds")}
         return paper_grid(cfg.preset, model, **few, tokens=cfg.tokens)
     layers = None if cfg.layers == "all" else parse_layers(cfg.layers)
