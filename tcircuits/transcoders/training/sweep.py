@@ -100,14 +100,7 @@ def sweep(
     check_fill(model.cfg, fill)
     work = _Work(model, check_members(model, members), fill, mesh)
     about = work.about(corpus)
-    for path in (run, *(folder_of(run, m) for m in members)):
-        folder.clear_remains(path)
-    found = folder.read_state(run, work.abstract(), about)
-    states, step = found if found else ({}, 0)
-    _prepare(run, members, step)
-    failed = _failures(run, members, step)
-    if not found:
-        states = work.first(placed(tokens_of(corpus, fill, 0, fill.n_rows(work.batch)), work.rows))
+    states, step, failed = work.begin(run, corpus, about)
     wait, number = nothing, -(-step // fill.steps)
     ends = None if max_hours is None else time.monotonic() + 3600 * max_hours
     with ahead(corpus, fill, work.batch, number) as rows, signals() as asked:
@@ -235,6 +228,19 @@ class _Work:
         """The states before the first step."""
         acts = self.harvest(self.model.params, tokens)
         return {m.name: self.programs[_unseeded(m)][0](acts, jax.random.key(m.seed)) for m in self.members}
+
+    def begin(self, run: Path, corpus: Corpus, about: dict[str, Any]) -> tuple[dict[str, State], int, dict[str, str]]:
+        """The states to go on from, their step, and who had failed by then; folders are as they were at that step."""
+        for path in (run, *(folder_of(run, m) for m in self.members)):
+            folder.clear_remains(path)
+        found = folder.read_state(run, self.abstract(), about)
+        step = found[1] if found else 0
+        _prepare(run, self.members, step)
+        failed = _failures(run, self.members, step)
+        if found:
+            return found[0], step, failed
+        rows = tokens_of(corpus, self.fill, 0, self.fill.n_rows(self.batch))
+        return self.first(placed(rows, self.rows)), step, failed
 
     def fill_once(
         self, run: Path, states: dict[str, State], failed: dict[str, str], tokens: Any, number: int, step: int
