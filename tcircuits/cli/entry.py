@@ -10,6 +10,7 @@ import tyro
 
 from tcircuits.cli.dictionaries import Eval, Tokenize, evaluate, tokenize
 from tcircuits.cli.files import Convert, Info, convert, info
+from tcircuits.cli.sweeping import Sweep, sweep
 from tcircuits.cli.tracing import Intervene, Trace, View, intervene, trace, view
 from tcircuits.cli.training import Train, train
 from tcircuits.types import InputError
@@ -21,6 +22,7 @@ RUN: dict[type, Callable[[Any], None]] = {
     Intervene: intervene,
     Tokenize: tokenize,
     Train: train,
+    Sweep: sweep,
     Info: info,
     Eval: evaluate,
 }

@@ -75,6 +75,8 @@ class Train:
     """Stop with a checkpoint after so long."""
     mesh: str | None = None
     """Devices for data and for features, DATA,MODEL; default: one device."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files too, to RUN/tensorboard."""
     json: bool = False
     """Print one JSON object instead of a progress bar."""
 
@@ -86,6 +88,9 @@ def train(cfg: Train) -> None:
     nested = numbers("--nested", cfg.nested) if cfg.nested else ()
     if not cfg.data:
         raise InputError("give at least one --data: a folder that `tcircuits tokenize` wrote, or text")
+    from tcircuits.view.tensorboard import board, check_tensorboard
+
+    check_tensorboard(cfg.tensorboard)
     common.start_jax()
     import tcircuits as tc
     from tcircuits.parallel import is_lead, make_mesh
@@ -94,14 +99,20 @@ def train(cfg: Train) -> None:
     from tcircuits.transcoders.training.run import train as go
     from tcircuits.view.training import show_outcome, watching
 
-    mesh: Any = None if mesh_shape is None else make_mesh(mesh_shape)
+    mesh: Any = None if mesh_shape is None else make_mesh((mesh_shape[0], mesh_shape[1]))
     model = tc.load_model(cfg.model, mesh=mesh)
     recipe = recipe_of(cfg, model.cfg, nested)
     fill = Fill(cfg.context, cfg.rows, cfg.buffer)
     options = {"seed": cfg.seed, "bos": cfg.bos, "held_out": cfg.held_out}
     corpus = open_corpus(cfg.data, model, cfg.run, fill.context, **options)
-    with watching(recipe.steps, not cfg.json) as watch:
-        rest = {"checkpoint_every": cfg.checkpoint_every, "max_hours": cfg.max_hours, "mesh": mesh, "watch": watch}
+    events = board(cfg.run / "tensorboard", cfg.tensorboard)
+    with watching(recipe.steps, not cfg.json) as watch, events as add:
+
+        def told(row: Any) -> None:
+            watch(row)
+            add("", recipe.dictionary.layers, row)
+
+        rest = {"checkpoint_every": cfg.checkpoint_every, "max_hours": cfg.max_hours, "mesh": mesh, "watch": told}
         outcome = go(model, recipe, corpus, cfg.run, fill=fill, **rest)
     if is_lead():
         found = show_outcome(cfg.run, recipe.dictionary.layers, outcome, quiet=cfg.json)
@@ -132,7 +143,7 @@ def recipe_of(cfg: Train, model: Any, nested: tuple[int, ...]) -> Any:
     return make(d, tokens=cfg.tokens, batch=cfg.batch, k=cfg.k, objective=objective, optimizer=optimizer, **more)
 
 
-def numbers(name: str, text: str, count: int | None = None) -> Any:
+def numbers(name: str, text: str, count: int | None = None) -> tuple[int, ...]:
     """Whole numbers with commas between.
 
     Raises:

@@ -23,8 +23,9 @@ def open_corpus(
     seed: int = 0,
     bos: Literal["auto", "add", "none"] = "auto",
     held_out: float = 0.05,
+    part: Literal["train", "held_out"] = "train",
 ) -> Any:
-    """Rows of the documents that training may see, of all sources in equal parts.
+    """Rows of the documents that training may see (or of those that it may not), of all sources in equal parts.
 
     Args:
         sources: folders that `tokenize` wrote, or what `tcircuits.data.open_text` reads.
@@ -34,6 +35,7 @@ def open_corpus(
         seed: of the order of rows.
         bos: as in `Rows`.
         held_out: share of documents that are left out.
+        part: `train`, or `held_out`: the documents left out.
 
     Raises:
         InputError: nothing there, tokens of another model, too little text for a row.
@@ -42,7 +44,7 @@ def open_corpus(
     for number, source in enumerate(sources):
         tokens = _tokens(source, model, run / "data" / f"{number}.tokens")
         check_tokenizer(tokens, model)
-        parts.append(Rows(tokens, context, seed, "train", held_out=held_out, bos=bos))
+        parts.append(Rows(tokens, context, seed, part, held_out=held_out, bos=bos))
     if not parts:
         raise InputError("give at least one source of tokens or text")
     return parts[0] if len(parts) == 1 else Mixture(tuple(parts), (1.0,) * len(parts), seed)

@@ -6,6 +6,7 @@ fill depends on nothing but the state before it, its rows and its number, so tha
 between fills without storing activations.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,38 +55,54 @@ def check_fill(cfg: ModelConfig, fill: Fill) -> None:
         raise InputError(f"{fill.rows} rows at once, {fill.steps} steps on a buffer: give at least 1 of each")
 
 
-def sites(cfg: ModelConfig, d: TranscoderConfig) -> tuple[str, str]:
-    """The forward pass's names of what a dictionary reads and writes."""
+def site_of(cfg: ModelConfig, name: str) -> str:
+    """The forward pass's name of what a dictionary reads or writes."""
     stream = "resid_pre" if cfg.parallel else "resid_mid"
-    reads = stream if d.reads in ("normalized", "resid_mid") else d.reads
-    return reads, stream if d.writes == "resid_mid" else d.writes
+    return stream if name in ("normalized", "resid_mid") else name
+
+
+def gathered(
+    cfg: ModelConfig, params: Params, names: Sequence[str], layers: Sequence[int], tokens: Int[Array, "R T"]
+) -> dict[str, Float[Array, "L N D"]]:
+    """What dictionaries read or write at these sites and layers, for all positions of all rows but the first.
+
+    One forward pass serves all sites; N = R (T - 1).
+    """
+    own = {name: site_of(cfg, name) for name in names}
+    acts = forward(cfg, params, tokens, sites=tuple(dict.fromkeys(own.values()))).acts
+    slots = jnp.asarray(layers)
+
+    def take(name: str) -> Array:
+        x = acts[own[name]][slots, :, 1:]
+        x = x.reshape(len(slots), -1, x.shape[-1])
+        plain = name != "normalized" or params.blocks.norm2 is None
+        return x if plain else normalised(cfg, x).astype(x.dtype)
+
+    return {name: take(name) for name in names}
 
 
 def activations(
     cfg: ModelConfig, params: Params, d: TranscoderConfig, tokens: Int[Array, "R T"]
 ) -> tuple[Float[Array, "L N D"], Float[Array, "L N D"]]:
-    """What the dictionaries read and must write, for all positions of all rows but the first; N = R (T - 1)."""
-    names = sites(cfg, d)
-    acts = forward(cfg, params, tokens, sites=tuple(dict.fromkeys(names))).acts
-    slots = jnp.asarray(d.layers)
+    """What the dictionaries of `d` read and must write."""
+    found = gathered(cfg, params, (d.reads, d.writes), d.layers, tokens)
+    return found[d.reads], found[d.writes]
 
-    def take(name: str) -> Array:
-        x = acts[name][slots, :, 1:]
-        return x.reshape(len(slots), -1, x.shape[-1])
 
-    x, y = take(names[0]), take(names[1])
-    if d.reads == "normalized" and params.blocks.norm2 is not None:
-        x = normalised(cfg, x).astype(x.dtype)
-    return x, y
+def buffers(
+    cfg: ModelConfig, params: Params, names: Sequence[str], layers: Sequence[int], tokens: Int[Array, "Q R T"]
+) -> dict[str, Float[Array, "L N D"]]:
+    """The activations of several runs of the model, one after the other, by site."""
+    found = jax.lax.map(lambda rows: gathered(cfg, params, names, layers, rows), tokens)
+    return {name: jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1, a.shape[-1]) for name, a in found.items()}
 
 
 def buffer(
     cfg: ModelConfig, params: Params, d: TranscoderConfig, tokens: Int[Array, "Q R T"]
 ) -> tuple[Float[Array, "L N D"], Float[Array, "L N D"]]:
-    """The activations of several runs of the model, one after the other."""
-    x, y = jax.lax.map(lambda rows: activations(cfg, params, d, rows), tokens)
-    x, y = (jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1, a.shape[-1]) for a in (x, y))
-    return x, y
+    """What the dictionaries of `d` read and must write, over several runs of the model."""
+    found = buffers(cfg, params, (d.reads, d.writes), d.layers, tokens)
+    return found[d.reads], found[d.writes]
 
 
 def run_fill(
@@ -111,7 +128,23 @@ def run_fill(
         place: sharding of a batch [L, B, D]; without it the compiler lets every device take all tokens.
     """
     x, y = buffer(cfg, params, recipe.dictionary, tokens)
-    order = jax.random.permutation(jax.random.fold_in(jax.random.key(recipe.seed), number), x.shape[1])
+    return fit(recipe, fill, state, x, y, number, place=place)
+
+
+def fit(
+    recipe: Recipe,
+    fill: Fill,
+    state: State,
+    x: Float[Array, "L N D"],
+    y: Float[Array, "L N D"],
+    number: Int[Array, ""],
+    *,
+    key: Any = None,
+    place: Any = None,
+) -> tuple[State, Metrics]:
+    """The steps of one fill on activations that are there; `key` is that of the recipe's seed (None: made from it)."""
+    key = jax.random.key(recipe.seed) if key is None else key
+    order = jax.random.permutation(jax.random.fold_in(key, number), x.shape[1])
     batches = order[: fill.steps * recipe.batch].reshape(fill.steps, recipe.batch)
 
     def taken(a: Array, batch: Array) -> Array:

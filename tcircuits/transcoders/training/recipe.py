@@ -202,10 +202,17 @@ def _terms(r: Recipe) -> list[str]:
 
 
 def differences(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
-    """Where two settings (nested dicts, as `dataclasses.asdict` gives them) differ, as `name: stored -> given`."""
+    """Where two settings (nested dicts, as `dataclasses.asdict` gives them) differ, as `name: stored -> given`.
+
+    A part that one side lacks is named, not shown.
+    """
     if isinstance(ours, dict) and isinstance(theirs, dict):
         names = sorted(ours.keys() | theirs.keys())
         return [d for n in names for d in differences(ours.get(n), theirs.get(n), f"{prefix}{n}.")]
+    if isinstance(ours, dict) and theirs is None:
+        return [f"{prefix.rstrip('.')}: absent -> given"]
+    if isinstance(theirs, dict) and ours is None:
+        return [f"{prefix.rstrip('.')}: stored -> absent"]
     same = ours == theirs or (
         isinstance(ours, list | tuple) and isinstance(theirs, list | tuple) and [*ours] == [*theirs]
     )

@@ -109,17 +109,17 @@ def train(
     about = identity(model, recipe, fill, corpus.describe())
     programs = make_programs(model, recipe, fill, mesh)
     folder.clear_remains(run)
-    found = folder.read_state(run, _abstract(model, recipe, fill, mesh), about)
+    found = folder.read_state(run, abstract_state(model, recipe, fill, mesh), about)
     folder.prepare(run, found[1] if found else 0)
     state, step = found if found else (_first(model, recipe, fill, corpus, programs), 0)
-    wait, number = _nothing, -(-step // fill.steps)
+    wait, number = nothing, -(-step // fill.steps)
     ends = None if max_hours is None else time.monotonic() + 3600 * max_hours
-    with _ahead(corpus, fill, recipe, number) as rows, _signals() as asked:
+    with ahead(corpus, fill, recipe.batch, number) as rows, signals() as asked:
         while step < recipe.steps:
             start = time.monotonic()
             tokens = placed(next(rows), programs.rows)
             state, metrics = programs.fill(model.params, state, tokens, jnp.int32(number))
-            row = _figures(recipe, fill, state, metrics, step, start, run)
+            row = figures(recipe, fill, state, metrics, step, start, run)
             step, number = row["step"], number + 1
             if is_lead():
                 folder.add_metrics(run, row)
@@ -133,29 +133,29 @@ def train(
                 kept = folder.checkpoints(run)
                 return Outcome("stopped", int(kept[0].name) if kept else 0, None)
         wait()
-    return Outcome("done", step, _result(run, recipe, state, model.name))
+    return Outcome("done", step, write_result(run, recipe, state, model.name))
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """Waits for no checkpoint."""
 
 
 @contextmanager
-def _ahead(corpus: Corpus, fill: Fill, recipe: Recipe, number: int) -> Iterator[Iterator[np.ndarray]]:
+def ahead(corpus: Corpus, fill: Fill, batch: int, number: int) -> Iterator[Iterator[np.ndarray]]:
     """The tokens of fill `number` and of those after it; the next are read while the devices work."""
-    need = fill.n_rows(recipe.batch)
+    need = fill.n_rows(batch)
     with ThreadPoolExecutor(1) as pool:
 
         def read() -> Iterator[np.ndarray]:
-            ready = pool.submit(_tokens, corpus, fill, number * need, need)
+            ready = pool.submit(tokens_of, corpus, fill, number * need, need)
             for later in itertools.count(number + 1):
-                now, ready = ready.result(), pool.submit(_tokens, corpus, fill, later * need, need)
+                now, ready = ready.result(), pool.submit(tokens_of, corpus, fill, later * need, need)
                 yield now
 
         yield read()
 
 
-def _result(run: Path, recipe: Recipe, state: State, model_name: str) -> Transcoders:
+def write_result(run: Path, recipe: Recipe, state: State, model_name: str) -> Transcoders:
     """The trained set, also written; SAEs, and what is spread over processes, only our own format holds."""
     made = jax.jit(partial(result, recipe, source=str(run)))(state)
     target = run / "transcoders"
@@ -172,20 +172,23 @@ def make_programs(model: Model, recipe: Recipe, fill: Fill, mesh: Mesh | None) -
     cfg, places, rows, batch = model.cfg, None, None, None
     if mesh is not None:
         places = state_shardings(recipe, mesh)
-        rows = _over_data(mesh, fill.rows)
-        batch = _over_data(mesh, recipe.batch // recipe.accumulate)
+        rows = over_data(mesh, fill.rows)
+        batch = over_data(mesh, recipe.batch // recipe.accumulate)
 
-    def first(params: Any, tokens: Any) -> State:
-        return init_state(recipe, *buffer(cfg, params, recipe.dictionary, tokens))
+    gather = jax.jit(lambda params, tokens: buffer(cfg, params, recipe.dictionary, tokens))
+    start = jax.jit(partial(init_state, recipe), out_shardings=places)
+
+    def first(params: Any, tokens: Any) -> State:  # two programs: one would round the means by how it is compiled
+        return start(*gather(params, tokens))
 
     def one(params: Any, state: State, tokens: Any, number: Any) -> tuple[State, Metrics]:
         return run_fill(cfg, recipe, fill, params, state, tokens, number, batch)
 
     both = None if places is None else (places, None)
-    return Programs(jax.jit(first, out_shardings=places), jax.jit(one, donate_argnums=(1,), out_shardings=both), rows)
+    return Programs(first, jax.jit(one, donate_argnums=(1,), out_shardings=both), rows)
 
 
-def _over_data(mesh: Mesh, n: int) -> NamedSharding:
+def over_data(mesh: Mesh, n: int) -> NamedSharding:
     """The second of three axes over the mesh's data axis, where its length n can be divided."""
     return NamedSharding(mesh, PartitionSpec(None, "data" if n % mesh.shape["data"] == 0 else None, None))
 
@@ -198,7 +201,8 @@ def state_shardings(recipe: Recipe, mesh: Mesh) -> Any:
     return State(everywhere, weights, weights, weights, weights.b_enc, everywhere, scales)
 
 
-def _abstract(model: Model, recipe: Recipe, fill: Fill, mesh: Mesh | None) -> Any:
+def abstract_state(model: Model, recipe: Recipe, fill: Fill, mesh: Mesh | None) -> Any:
+    """Shapes and places of the state's arrays: what a checkpoint is read as."""
     n, d = len(recipe.dictionary.layers), model.cfg.d_model
     acts = jax.ShapeDtypeStruct((n, fill.rows, d), model.params.embed.dtype)
     shapes = jax.eval_shape(partial(init_state, recipe), acts, acts)
@@ -210,7 +214,8 @@ def _abstract(model: Model, recipe: Recipe, fill: Fill, mesh: Mesh | None) -> An
     return jax.tree.unflatten(tree, placed)
 
 
-def _tokens(corpus: Corpus, fill: Fill, first: int, n: int) -> Int[np.ndarray, "Q R T"]:
+def tokens_of(corpus: Corpus, fill: Fill, first: int, n: int) -> Int[np.ndarray, "Q R T"]:
+    """Rows of the corpus, as many at once as the model runs over."""
     rows = np.asarray(corpus.rows(first, n), np.int32)
     if rows.shape != (n, fill.context):
         raise InputError(f"the corpus gave rows of shape {rows.shape}, not {(n, fill.context)}")
@@ -225,11 +230,11 @@ def placed(rows: np.ndarray, place: Any) -> jax.Array:
 
 
 def _first(model: Model, recipe: Recipe, fill: Fill, corpus: Corpus, programs: Programs) -> State:
-    rows = _tokens(corpus, fill, 0, fill.n_rows(recipe.batch))
+    rows = tokens_of(corpus, fill, 0, fill.n_rows(recipe.batch))
     return programs.first(model.params, placed(rows, programs.rows))
 
 
-def _figures(
+def figures(
     recipe: Recipe, fill: Fill, state: State, metrics: Metrics, step: int, start: float, run: Path
 ) -> dict[str, Any]:
     """One line of `metrics.jsonl`: means over the fill's steps, by layer."""
@@ -264,7 +269,7 @@ def _complaint(recipe: Recipe, losses: np.ndarray, step: int, run: Path) -> str:
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
     """A list that a SIGTERM or SIGINT puts itself into, instead of ending the process: the run saves first."""
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():

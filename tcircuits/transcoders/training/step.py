@@ -47,8 +47,11 @@ def state_spec(recipe: Recipe) -> Any:
     return spec(recipe)
 
 
-def init_state(recipe: Recipe, x: Float[Array, "L N D"], y: Float[Array, "L N D"]) -> State:
-    """The state before the first step; the activations (as harvested) give scales and means."""
+def init_state(recipe: Recipe, x: Float[Array, "L N D"], y: Float[Array, "L N D"], key: Any = None) -> State:
+    """The state before the first step; the activations (as harvested) give scales and means.
+
+    `key` is that of the recipe's seed (None: made from it).
+    """
     L = len(recipe.dictionary.layers)
     kind = jnp.float64 if recipe.compute == "float64" else jnp.float32
     x, y = x.astype(kind), y.astype(kind)
@@ -58,7 +61,8 @@ def init_state(recipe: Recipe, x: Float[Array, "L N D"], y: Float[Array, "L N D"
 
     scales = Scales(size(x), size(x) if recipe.dictionary.kind == "sae" else size(y))
     means = x.mean(1) / scales.x[:, None], y.mean(1) / scales.y[:, None]
-    weights = first_weights(recipe, jax.random.key(recipe.seed), *means, dtype=kind)
+    key = jax.random.key(recipe.seed) if key is None else key
+    weights = first_weights(recipe, key, *means, dtype=kind)
     first, second = (jax.tree.map(jnp.zeros_like, weights) for _ in range(2))  # not one: steps donate both
     quiet = jnp.zeros(weights.b_enc.shape, jnp.int32)
     return State(jnp.zeros((), jnp.int32), weights, first, second, quiet, jnp.zeros(L, kind), scales)
