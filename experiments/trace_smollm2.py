@@ -55,8 +55,8 @@ def line(name: str, found: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def main(cfg: Config) -> None:
-    """Measure, print, write."""
+def measure(module: str, cfg: Config) -> None:
+    """Measure, print, write the result of `module`."""
     with tempfile.TemporaryDirectory() as name:
         cold = trace(cfg, Path(name))
         runs = [trace(cfg, Path(name)) for _ in range(cfg.warm_runs)]
@@ -67,7 +67,12 @@ def main(cfg: Config) -> None:
     show("graph", [{k: warm[k] for k in ("n_features", "n_selected", "n_nodes", "n_edges")} | warm["bytes"]])
     show("targets", warm["targets"])
     walls = [found["wall"] for found in runs]
-    save("trace_smollm2", cfg, {"cold": cold, "warm": warm, "warm_walls": walls})
+    save(module, cfg, {"cold": cold, "warm": warm, "warm_walls": walls})
+
+
+def main(cfg: Config) -> None:
+    """Measure, print, write."""
+    measure("trace_smollm2", cfg)
 
 
 if __name__ == "__main__":
