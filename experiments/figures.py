@@ -44,13 +44,66 @@ def balance_rows() -> list[Row]:
     ]
 
 
+def perturbation_rows() -> list[Row]:
+    """How well edits agree with edges."""
+    f, where = read("perturbation")["figures"]["summary"], "experiments.perturbation"
+    rows: list[Row] = []
+    for dtype, r in f.items():
+        what = f"edits against edges, {r['cases']} random models and dictionaries, {r['targets']:,} targets, {dtype}"
+        text = f"{r['gap']:.1e} of row L1 and bias beyond layer 0; in layer 0 {r['products_gap']:.1e} of the absolute "
+        text += f"products, {r['above_layer0']:,} of {r['rows_layer0']:,} rows above the bound for L1"
+        rows.append((what, text, where))
+    return rows
+
+
+def embedded_rows() -> list[Row]:
+    """The embedded model, its dictionaries, and its trace."""
+    rows: list[Row] = []
+    for name, s in read("tiny_dictionaries")["figures"]["sets"].items():
+        every = s["all"]
+        what = f"`tiny` with all MLPs replaced: {name.split('-')[0]}, {s['mean_l0']:.1f} features on"
+        recovered = every["recovered"]["zero"]
+        text = f"{100 * recovered['value']:.1f} % of the loss recovered [{100 * recovered['low']:.1f}, "
+        text += f"{100 * recovered['high']:.1f}], same top token {100 * every['agree']['dictionary']:.0f} %, "
+        text += f"{s['dead_features']} of {s['features']:,} features dead"
+        rows.append((what, text, "experiments.tiny_dictionaries"))
+    warm, cold = (read("trace_tiny")["figures"][k] for k in ("warm", "cold"))
+    text = (
+        f"{cold['wall']:.0f} s the first time, {warm['wall']:.1f} s with compiled programs on disk; replacement score "
+    )
+    text += f"{warm['replacement_score']:.2f}, completeness {warm['completeness_score']:.2f}"
+    rows.append((f"trace of `tiny`, {warm['n_features']} features, all expanded", text, "experiments.trace_tiny"))
+    return rows
+
+
+def claim_rows() -> list[Row]:
+    """Transcoders against SAEs; cross-layer transcoders that skip hops."""
+    f = read("transcoder_against_sae")["figures"]
+    a = f["against_sae"]
+    what = "`tiny`, one MLP replaced: transcoder no worse than an SAE at equal L0"
+    text = f"{a['hold']} of {a['pairs']} pairs of layer, seed and L0 ({a['below_zero']} told from zero; the reverse in "
+    text += f"{a['above_zero']})"
+    rows: list[Row] = [(what, text, "experiments.transcoder_against_sae")]
+    by = {(r["row"]["kind"], r["row"]["l1"]): r["row"] for r in read("cross_layer_shortcut")["figures"]["rows"]}
+    l1 = max(value for _, value in by)
+    plt, clt = by["transcoder", l1], by["clt", l1]
+    what = "two-hop Boolean network: share of its answer that survives when the step between is taken out"
+    text = f"per-layer {max(plt['intervention'], 0.0):.2f}, cross-layer {clt['intervention']:.2f} (right: 0), "
+    text += f"unexplained variance {plt['fvu']:.3f} and {clt['fvu']:.3f}"
+    return [*rows, (what, text, "experiments.cross_layer_shortcut")]
+
+
 def trace_rows() -> list[Row]:
-    """The trace that `make demo` runs."""
+    """The trace that `make demo-smollm2` runs."""
     f, where = read("trace_smollm2")["figures"], "experiments.trace_smollm2"
     warm = f["warm"]
     stages = ", ".join(f"{k} {v:.1f}" for k, v in warm["seconds"].items())
     return [
-        ("trace of five tokens, 7,500 of 230,400 neurons expanded, first run", f"{f['cold']['wall']:.0f} s", where),
+        (
+            "SmolLM2: trace of five tokens, 7,500 of 230,400 neurons expanded, first run",
+            f"{f['cold']['wall']:.0f} s",
+            where,
+        ),
         ("the same with compiled programs on disk", f"{warm['wall']:.0f} s ({stages})", where),
         ("its peak memory", f"{warm['peak_rss_gb']:.1f} GB", where),
         ("its influence that ends in features not expanded", f"{100 * warm['unexpanded_share']:.0f} %", where),
@@ -137,8 +190,9 @@ def trainer_rows() -> list[Row]:
 
 def table() -> str:
     """The figures as a Markdown table, and where they were measured."""
-    rows = [*reference_rows(), *balance_rows(), *trace_rows(), *selection_rows(), *speed_rows(), *format_rows()]
-    rows += [*lazy_rows(), *fuzz_rows(), *trainer_rows()]
+    rows = [*embedded_rows(), *reference_rows(), *balance_rows(), *perturbation_rows(), *trace_rows()]
+    rows += [*selection_rows(), *speed_rows(), *format_rows(), *lazy_rows(), *fuzz_rows(), *claim_rows()]
+    rows += trainer_rows()
     lines = ["| what | figure | command |", "|---|---|---|"]
     lines += [f"| {what} | {figure} | `python -m {where}` |" for what, figure, where in rows]
     h, v = read("trace_smollm2")["hardware"], read("trace_smollm2")["versions"]

@@ -1,6 +1,9 @@
 """Dictionaries of the embedded model: transcoders, skip and cross-layer transcoders of all its layers.
 
     python -m experiments.tiny_dictionaries
+    python -m experiments.tiny_dictionaries --model experiments/models/tiny-gpt2-1 --curve
+
+The second is for a model that `experiments.tiny_lm` wrote: its sets and figures go into the model's folder.
 
 Trained on the text that the model saw last (prose and grammars, `experiments.lm.rows`), drawn anew, by the package's
 own trainer: 1,024 features a layer, BatchTopK, written as JumpReLU, which every reader of circuit-tracer's files
@@ -13,8 +16,9 @@ and the cross-entropy with each layer and with all MLPs replaced, of which share
 recovered, and how often the most likely token stays. Position 0 is the model's own.
 """
 
+import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import tcircuits as tc
-from experiments.common import ROOT, save, show
+from experiments.common import ROOT, plain, save, show
 from experiments.lm import rows
 from tcircuits.transcoders.evaluation.results import Evaluation
 from tcircuits.transcoders.evaluation.table import evaluate
@@ -41,6 +45,8 @@ CONTEXT = 128
 class Config:
     """What to train, and where to."""
 
+    model: Path | None = None
+    """Folder of another small model; the embedded one."""
     features: int = 1024
     """Of a layer."""
     k: int = 15
@@ -57,10 +63,10 @@ class Config:
     """Held-out rows of 128 tokens."""
     seed: int = 0
     """Of weights and data."""
-    out: Path = ASSETS
-    """Where the packaged sets go."""
-    work: Path = ROOT / "build/tiny-dictionaries"
-    """Runs, with their checkpoints."""
+    out: Path | None = None
+    """Where the sets of `k` features go; the model's folder."""
+    work: Path | None = None
+    """Runs, with their checkpoints; build/NAME-dictionaries."""
 
 
 def recipe(cfg: Config, model: tc.Model, kind: str, k: int) -> Recipe:
@@ -77,9 +83,9 @@ def recipe(cfg: Config, model: tc.Model, kind: str, k: int) -> Recipe:
     return make(d, tokens=cfg.tokens, batch=cfg.batch, k=k, seed=cfg.seed, objective=objective)
 
 
-def trained(cfg: Config, model: tc.Model, text: Any, kind: str, k: int) -> tc.Transcoders:
+def trained(cfg: Config, model: tc.Model, text: Any, kind: str, k: int, work: Path) -> tc.Transcoders:
     """A set, trained now or by an earlier run of this command."""
-    run = cfg.work / f"{kind}-{k}"
+    run = work / f"{kind}-{k}"
 
     def watch(row: dict[str, Any]) -> None:
         if row["step"] % 256 == 0:
@@ -93,14 +99,14 @@ def trained(cfg: Config, model: tc.Model, text: Any, kind: str, k: int) -> tc.Tr
     return done.transcoders
 
 
-def written(d: tc.Transcoders, folder: Path) -> tc.Transcoders:
+def written(d: tc.Transcoders, folder: Path, model: tc.Model) -> tc.Transcoders:
     """The set in float16, as its folder gives it back; an earlier folder of that name is replaced."""
     draft = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(draft, ignore_errors=True)
-    tc.save_transcoders(jax.tree.map(lambda x: x.astype(jnp.float16), d), draft, model_name="tiny")
+    tc.save_transcoders(jax.tree.map(lambda x: x.astype(jnp.float16), d), draft, model_name=model.name)
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
-    return tc.load_transcoders(folder, model=tc.load_model("tiny"))
+    return tc.load_transcoders(folder, model=model)
 
 
 def figures(e: Evaluation) -> dict[str, Any]:
@@ -127,18 +133,26 @@ def figures(e: Evaluation) -> dict[str, Any]:
 
 def main(cfg: Config) -> None:
     """Train, write, measure."""
-    model, text = tc.load_model("tiny"), rows.text_of(ASSETS)
+    home = cfg.model or ASSETS
+    model, text = tc.load_model(cfg.model or "tiny"), rows.text_of(home)
+    out, work = cfg.out or home, cfg.work or ROOT / "build" / f"{home.name}-dictionaries"
     held_out = rows.held_out(text, cfg.rows, CONTEXT)
     found: dict[str, Any] = {}
     for kind, k in [*((kind, cfg.k) for kind in PACKAGED), *(("transcoder", k) for k in cfg.curve)]:
-        d = trained(cfg, model, text, kind, k)
+        d = trained(cfg, model, text, kind, k, work)
         if k == cfg.k:
-            d = written(d, cfg.out / PACKAGED[kind])
+            d = written(d, out / PACKAGED[kind], model)
         found[f"{kind}-{k}"] = figures(evaluate(model, d, held_out, batch=32)) | {"kind": kind, "k": k}
         print(_line(found[f"{kind}-{k}"]), flush=True)
     show("held-out text, all MLPs replaced", [_line(f) for f in found.values()])
-    sizes = {name: sum(p.stat().st_size for p in (cfg.out / name).iterdir()) for name in PACKAGED.values()}
-    save("tiny_dictionaries", replace(cfg, out=Path(), work=Path()), {"sets": found, "bytes": sizes})
+    sizes = {name: sum(p.stat().st_size for p in (out / name).iterdir()) for name in PACKAGED.values()}
+    told = {"sets": found, "bytes": sizes}
+    if cfg.model is None:
+        save("tiny_dictionaries", cfg, told)
+    else:
+        partial = out / "dictionaries.json.partial"
+        partial.write_text(json.dumps(told, indent=1, allow_nan=False, default=plain) + "\n", encoding="utf-8")
+        partial.replace(out / "dictionaries.json")
 
 
 def _line(f: dict[str, Any]) -> dict[str, Any]:
