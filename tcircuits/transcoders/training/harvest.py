@@ -6,7 +6,7 @@ fill depends on nothing but the state before it, its rows and its number, so tha
 between fills without storing activations.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -82,10 +82,21 @@ def activations(
 def buffer(
     cfg: ModelConfig, params: Params, d: TranscoderConfig, tokens: Int[Array, "Q R T"]
 ) -> tuple[Float[Array, "L N D"], Float[Array, "L N D"]]:
-    """The activations of several runs of the model, one after the other."""
+    """The activations of several runs of the model, one after the other; layers above the last in use do not run."""
+    cfg, params = _up_to(cfg, params, max(d.layers))
     x, y = jax.lax.map(lambda rows: activations(cfg, params, d, rows), tokens)
     x, y = (jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1, a.shape[-1]) for a in (x, y))
     return x, y
+
+
+def _up_to(cfg: ModelConfig, params: Params, last: int) -> tuple[ModelConfig, Params]:
+    """The model's layers 0..last."""
+    n = last + 1
+    if n == cfg.n_layers:
+        return cfg, params
+    unrotated = tuple(i for i in cfg.unrotated if i < n)
+    short = replace(cfg, n_layers=n, windows=cfg.windows[:n], unrotated=unrotated)
+    return short, replace(params, blocks=jax.tree.map(lambda a: a[:n], params.blocks))
 
 
 def run_fill(
