@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-Step = Callable[[Any, Any], None]
+Step = Callable[[Any, Any], Any]  # cross-layer: the first returns how many features are on for a token, L0
 
 
 def load(name: str) -> Any:
@@ -109,16 +109,15 @@ def decode_clt(c: dict[str, Any], activation: str = "relu") -> Step:
     dead = torch.zeros(c["layers"], c["features"], dtype=torch.bool)
     count = iter(range(1, 10**9))
 
-    def step(x: Any, y: Any) -> None:
-        a = m.get_feature_activations(x)
-        total, _ = losses.compute_total_loss(
-            m, x, y, next(count), 10_000, precomputed_activations=a, dead_neuron_mask=dead
-        )
+    def step(x: Any, y: Any) -> float | None:
+        a, number = m.get_feature_activations(x), next(count)
+        total, _ = losses.compute_total_loss(m, x, y, number, 10_000, precomputed_activations=a, dead_neuron_mask=dead)
         total.backward()
         torch.nn.utils.clip_grad_norm_(m.parameters(), 1.0)
         opt.step()
         opt.zero_grad()
         m.decoder_module._cached_decoder_norms = None
+        return sum(float((v > 0).float().sum(1).mean()) for v in a.values()) if number == 1 else None
 
     return step
 
@@ -150,14 +149,14 @@ def main(c: dict[str, Any]) -> None:
     """Time one rival and print what came out as JSON."""
     package, make = RIVALS[c["rival"]]
     step, rows = make(c), batches(c)
-    seconds = []
+    seconds, l0 = [], []
     for i in range(c["warmup"] + c["repeats"]):
         start = time.perf_counter()
-        step(*rows[i % 3])
+        l0.append(step(*rows[i % 3]))
         seconds.append(time.perf_counter() - start)
     timed = seconds[c["warmup"] :]
     found = {
-        "median": statistics.median(timed), "min": min(timed), "max": max(timed),
+        "l0": l0[0], "median": statistics.median(timed), "min": min(timed), "max": max(timed),
         "threads": load("torch").get_num_threads(),
         "versions": {n: importlib.metadata.version(n) for n in ("torch", package)},
     }  # fmt: skip

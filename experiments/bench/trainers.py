@@ -9,9 +9,16 @@ features, one decoder for each pair. Rivals run under the default allocator and 
 
 What is compared: eai-sparsify trains a TopK transcoder as we do; dictionary-learning and SAELens train no transcoders
 from input to output, so their TopK SAE stands for it (the same products; ours is timed as an SAE as well);
-decode-clt's cross-layer transcoder is timed with ReLU and with JumpReLU; ours has the same kinds of terms (squared
-error, tanh penalty, penalty on pre-activations), but weights, first values and weight decay are not matched, and with
-JumpReLU how many features are on at the start may differ. Steps are timed, not what they learn.
+decode-clt's cross-layer transcoder is timed with ReLU and with JumpReLU, with its default loss; ours has the same terms
+with the same weights: mean squared error, 1e-3 tanh(n a) summed over tokens and growing over 10,000 steps, 3e-6 of the
+mean max(0, -pre), all times the width, which Adam does not see. What differs: ours measures the last term from the
+threshold, weighs it by decoder norms and lets it grow alike (more work, not less); theirs decays weights (AdamW);
+first values are each library's own, and `l0` on both sides says how many features are on in the first batch. Steps
+are timed, not what they learn.
+
+A run of ours takes its steps in one compiled program (`harvest.run_fill`, 16 of them by default), so steps are timed in
+programs of `steps` over the three batches; `single` is the time of a step that is a program of its own, which asks the
+system for its memory anew each time. A rival's step is a call, as its own trainer makes it.
 
 FLOPs of a step: dense is 5 products of 2 B d F; what TopK needs at least is one product and 4 of 2 B d k; cross-layer
 is 2 products for each encoder and 3 for each pair. `share_of_peak` is the dense (for TopK also the least) count over
@@ -19,7 +26,6 @@ the time, over the best float32 product of the same process.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -39,9 +45,13 @@ TUNED = {
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
 }
-RIVALS = {
-    "topk": ("eai-sparsify signum", "eai-sparsify adam", "dictionary-learning", "sae-lens"),
-    "clt": ("decode-clt relu", "decode-clt jumprelu"),
+AGAINST = {  # the rival's step, and ours that it is compared with
+    "eai-sparsify signum": "topk",
+    "eai-sparsify adam": "topk",
+    "dictionary-learning": "topk sae",
+    "sae-lens": "topk sae",
+    "decode-clt relu": "clt relu",
+    "decode-clt jumprelu": "clt jumprelu",
 }
 
 
@@ -64,9 +74,13 @@ class Config:
     clt_features: int = 1024
     """Its features a layer."""
     warmup: int = 3
-    """Steps before timing."""
+    """A rival's steps before timing; on our side the first program is not timed."""
     repeats: int = 9
     """Steps timed; the median counts."""
+    steps: int = 3
+    """Steps of one program on our side; each of them counts as their mean."""
+    names: tuple[str, ...] = ()
+    """Which of our recipes, and what is compared with them; () is all."""
     rival_python: Path | None = None
     """An interpreter that has the rivals; without it only our side is timed."""
 
@@ -79,8 +93,12 @@ def recipes(cfg: Config) -> dict[str, Recipe]:
     clt = TranscoderConfig("clt", cfg.layers, cfg.clt_width, cfg.clt_features, all_layers)
     adam = Optimizer(clip=None)
     topk = Recipe(one, Objective(error="fvu"), adam, batch=cfg.batch)
-    sparse = Objective(tanh=1e-3, preactivation=1e-5)
-    relu = Recipe(clt, sparse, Optimizer(clip=1.0), batch=cfg.batch, decoder_norm="free")
+    n = cfg.clt_width * cfg.batch  # of a mean over tokens and dimensions ours is `n / batch` times the size
+    sparse = Objective(
+        tanh=1e-3 * n, tanh_scale=1.0, preactivation=3e-6 * cfg.clt_width / (cfg.clt_features * cfg.layers)
+    )
+    ramp = Optimizer(lr=1e-4, warmup=0, decay=0.0, clip=1.0, sparsity_warmup=10_000)
+    relu = Recipe(clt, sparse, ramp, batch=cfg.batch, decoder_norm="free")
     return {
         "topk": topk,
         "topk dense": replace(topk, decode="dense"),
@@ -110,30 +128,44 @@ def ours(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     cfg = Config(**settings)
     recipe = recipes(cfg)[name]
     c = recipe.dictionary
-    keys = jax.random.split(jax.random.key(0), 6)
-    rows = [jax.random.normal(key, (len(c.layers), recipe.batch, c.d_model), jnp.float32) for key in keys]
-    state = init_state(recipe, rows[0], rows[1])
-    step: Callable[..., Any] = jax.jit(train_step, static_argnums=0, donate_argnums=1)
-    seconds = []
-    for i in range(cfg.warmup + cfg.repeats):
-        start = perf_counter()
-        state, metrics = step(recipe, state, rows[2 * (i % 3)], rows[2 * (i % 3) + 1])
-        jax.block_until_ready((state, metrics))
-        seconds.append(perf_counter() - start)
-    timed, (dense, least) = sorted(seconds[cfg.warmup :]), flops(recipe)
+    shape = (3, len(c.layers), recipe.batch, c.d_model)
+    x, y = (jax.random.normal(jax.random.key(i), shape, jnp.float32) for i in range(2))
+    state = init_state(recipe, x[0], y[0])
+    order = jnp.arange(cfg.steps) % 3
+
+    def several(state: Any, order: Any) -> Any:
+        return jax.lax.scan(lambda s, i: train_step(recipe, s, x[i], y[i]), state, order)
+
+    program = jax.jit(several, donate_argnums=0)
+    state, l0, first, seconds = clocked(program, state, order, -(-cfg.repeats // cfg.steps))
+    state, _, _, single = clocked(program, state, order[:1], cfg.repeats // 3)
+    timed, (dense, least) = sorted(seconds), flops(recipe)
     rss, peak = peak_rss_gb(), matmul_peak()
     return {
         "step": name,
         "median": median(timed),
         "min": timed[0],
         "max": timed[-1],
+        "single": median(single),
         "tokens_per_second": recipe.batch / median(timed),
-        "compile": seconds[0],
+        "compile": first,
+        "l0": l0,
         "share_of_peak_dense": dense / median(timed) / peak,
         "share_of_peak_least": least / median(timed) / peak,
         "peak_gflops": peak / 1e9,
         "peak_rss_gb": rss,
     }
+
+
+def clocked(program: Any, state: Any, order: Any, calls: int) -> tuple[Any, float, float, list[float]]:
+    """State, the first step's L0, seconds of the first call, and of a step in each later call."""
+    n, l0, seconds = len(order), [], []
+    for _ in range(1 + calls):
+        start = perf_counter()
+        state, metrics = jax.block_until_ready(program(state, order))
+        seconds.append((perf_counter() - start) / n)
+        l0.append(float(metrics.l0[0].sum()))
+    return state, l0[0], seconds[0] * n, seconds[1:]
 
 
 def rival(python: Path, name: str, cfg: Config, env: dict[str, str]) -> dict[str, Any]:
@@ -150,12 +182,8 @@ def rival(python: Path, name: str, cfg: Config, env: dict[str, str]) -> dict[str
 
 def ratios(mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     """How many times as many tokens a second ours trains, against each rival under each allocator."""
-    against = {
-        "eai-sparsify signum": "topk", "eai-sparsify adam": "topk", "dictionary-learning": "topk sae",
-        "sae-lens": "topk sae", "decode-clt relu": "clt relu", "decode-clt jumprelu": "clt jumprelu",
-    }  # fmt: skip
     return {
-        name: {how: mine[against[name]]["tokens_per_second"] / one["tokens_per_second"] for how, one in both.items()}
+        name: {how: mine[AGAINST[name]]["tokens_per_second"] / one["tokens_per_second"] for how, one in both.items()}
         for name, both in theirs.items()
     }
 
@@ -164,11 +192,11 @@ def main(cfg: Config) -> None:
     """Measure, print, write."""
     settings = {n: getattr(cfg, n) for n in cfg.__dataclass_fields__ if n != "rival_python"}
     mine, theirs = {}, {}
-    for name in recipes(cfg):
+    for name in cfg.names or recipes(cfg):
         mine[name] = fresh("experiments.bench.trainers", "ours", name=name, settings=settings)
     show("ours", list(mine.values()))
     if cfg.rival_python is not None:
-        for name in (*RIVALS["topk"], *RIVALS["clt"]):
+        for name in (n for n, own in AGAINST.items() if own in mine):
             ways = {"default": {}, "tuned": TUNED}
             theirs[name] = {how: rival(cfg.rival_python, name, cfg, env) for how, env in ways.items()}
     found = ratios(mine, theirs)

@@ -43,10 +43,14 @@ def sums_rows(recipe: Recipe) -> bool:
     return recipe.decode == "sparse" or (recipe.decode == "auto" and own and jax.default_backend() == "cpu")
 
 
+def biases(w: Weights) -> Float[Array, "L F"]:
+    """b_enc - W_enc b_in: the vector that is subtracted from the input, taken off the bias."""
+    return w.b_enc if w.b_in is None else w.b_enc - jnp.einsum("LFD,LD->LF", w.w_enc, w.b_in)
+
+
 def preactivations(recipe: Recipe, w: Weights, x: Float[Array, "L B D"]) -> Float[Array, "L B F"]:
-    """W_enc (x - b_in) + b_enc, where the vector is taken off the bias: the gradient by x is then never formed."""
-    b = w.b_enc if w.b_in is None else w.b_enc - jnp.einsum("LFD,LD->LF", w.w_enc, w.b_in)
-    kind = jnp.dtype(recipe.compute)
+    """W_enc (x - b_in) + b_enc; with the vector in the bias the gradient by x is never formed."""
+    b, kind = biases(w), jnp.dtype(recipe.compute)
     pre = jnp.einsum("LBD,LFD->LBF", x.astype(kind), w.w_enc.astype(kind), preferred_element_type=b.dtype)
     return pre + b[:, None]
 
@@ -142,14 +146,14 @@ def jumprelu(pre: Float[Array, "L B F"], threshold: Float[Array, "L F"], bandwid
     return jnp.where(pre > threshold[:, None], pre, 0.0)
 
 
-def _near(pre: Array, threshold: Array, bandwidth: float) -> Array:
+def near(pre: Array, threshold: Array, bandwidth: float) -> Array:
     """The kernel: 1 / bandwidth within half of it around the threshold."""
-    return (jnp.abs(pre - threshold[:, None]) < bandwidth / 2) / bandwidth
+    return (jnp.abs(pre - threshold) < bandwidth / 2) / bandwidth
 
 
 def _jumprelu_backward(bandwidth: float, kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     pre, threshold = kept
-    d_threshold = -threshold * jnp.sum(g * _near(pre, threshold, bandwidth), 1)
+    d_threshold = -threshold * jnp.sum(g * near(pre, threshold[:, None], bandwidth), 1)
     return jnp.where(pre > threshold[:, None], g, 0.0), d_threshold.astype(threshold.dtype)
 
 
@@ -164,7 +168,7 @@ def gate(pre: Float[Array, "L B F"], threshold: Float[Array, "L F"], bandwidth: 
 
 def _gate_backward(bandwidth: float, kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     pre, threshold = kept
-    return jnp.zeros_like(pre), -jnp.sum(g * _near(pre, threshold, bandwidth), 1).astype(threshold.dtype)
+    return jnp.zeros_like(pre), -jnp.sum(g * near(pre, threshold[:, None], bandwidth), 1).astype(threshold.dtype)
 
 
 gate.defvjp(lambda pre, t, bandwidth: (gate(pre, t, bandwidth), (pre, t)), _gate_backward)

@@ -7,7 +7,7 @@ between fills without storing activations.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -92,7 +92,11 @@ def activations(
 def buffers(
     cfg: ModelConfig, params: Params, names: Sequence[str], layers: Sequence[int], tokens: Int[Array, "Q R T"]
 ) -> dict[str, Float[Array, "L N D"]]:
-    """The activations of several runs of the model, one after the other, by site."""
+    """The activations of several runs of the model, one after the other, by site.
+
+    Layers above the last one in `layers` do not run.
+    """
+    cfg, params = _up_to(cfg, params, max(layers))
     found = jax.lax.map(lambda rows: gathered(cfg, params, names, layers, rows), tokens)
     return {name: jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1, a.shape[-1]) for name, a in found.items()}
 
@@ -103,6 +107,16 @@ def buffer(
     """What the dictionaries of `d` read and must write, over several runs of the model."""
     found = buffers(cfg, params, (d.reads, d.writes), d.layers, tokens)
     return found[d.reads], found[d.writes]
+
+
+def _up_to(cfg: ModelConfig, params: Params, last: int) -> tuple[ModelConfig, Params]:
+    """The model's layers 0..last."""
+    n = last + 1
+    if n == cfg.n_layers:
+        return cfg, params
+    unrotated = tuple(i for i in cfg.unrotated if i < n)
+    short = replace(cfg, n_layers=n, windows=cfg.windows[:n], unrotated=unrotated)
+    return short, replace(params, blocks=jax.tree.map(lambda a: a[:n], params.blocks))
 
 
 def run_fill(

@@ -6,12 +6,12 @@ that a bad one can be named; training minimises its sum.
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from tcircuits.transcoders.training.codes import Code, encode_batch, gate, spread, sum_rows
+from tcircuits.transcoders.training import crosslayer
+from tcircuits.transcoders.training.codes import Code, biases, encode_batch, gate, spread, sum_rows
 from tcircuits.transcoders.training.recipe import Recipe
 from tcircuits.transcoders.training.weights import Head, Weights, pairs
 from tcircuits.types import Array, Bool, Float
@@ -57,21 +57,46 @@ def loss(
         dead: features that count as dead.
         strength: factor of the sparsity terms (below 1 while they warm up).
     """
+    parts = _by_source(recipe, w, x, y) if crosslayer.applies(recipe) else _by_batch(recipe, w, x, y, dead)
+    guess, errors, sparsity, auxiliary, seen = parts
+    sparsity = strength * sparsity
+    total = errors + sparsity + auxiliary
+    squared, variance = jnp.sum((y - guess) ** 2, (1, 2)), _variance(y)
+    l0 = seen.on.sum(-1) / x.shape[1]
+    metrics = Metrics(total, errors, sparsity, auxiliary, squared / variance, l0)
+    return total.sum(), jax.lax.stop_gradient((metrics, seen))
+
+
+def _by_batch(recipe: Recipe, w: Weights, x: Array, y: Array, dead: Array) -> tuple[Array, Array, Array, Array, Seen]:
+    """Output, error, sparsity and auxiliary terms from the features of all layers."""
     o = recipe.objective
     code = encode_batch(recipe, w, x)
     guesses = outputs(recipe, w, code, x)  # [G, L, B, D]; the last is the whole dictionary
     errors = jnp.stack([_error(recipe, y, guess) for guess in guesses]).mean(0)
-    sparsity = strength * _sparsity(recipe, w, code)
     auxiliary = jnp.zeros_like(errors)
     if o.auxk:
         auxiliary = o.auxk * _auxk(recipe, w, code, y, guesses[-1], dead)
     if o.prediction and w.head is not None:
         auxiliary = auxiliary + o.prediction * _prediction(recipe, w.head, code)
-    total = errors + sparsity + auxiliary
-    squared, variance = jnp.sum((y - guesses[-1]) ** 2, (1, 2)), _variance(y)
-    l0 = code.on.sum(-1) / x.shape[1]
-    metrics = Metrics(total, errors, sparsity, auxiliary, squared / variance, l0)
-    return total.sum(), jax.lax.stop_gradient((metrics, Seen(code.on, code.smallest)))
+    return guesses[-1], errors, _sparsity(recipe, w, code), auxiliary, Seen(code.on, code.smallest)
+
+
+def _by_source(recipe: Recipe, w: Weights, x: Array, y: Array) -> tuple[Array, Array, Array, Array, Seen]:
+    """The same for cross-layer dictionaries whose gradient is written by hand: source by source, from sums."""
+    o = recipe.objective
+    weighs = o.l1 or o.tanh or o.preactivation
+    norms = decoder_norms(recipe, w) if weighs else jnp.ones_like(w.b_enc)
+    threshold = jnp.zeros_like(w.b_enc) if w.log_threshold is None else jnp.exp(w.log_threshold)
+    parts = crosslayer.Parts(w.w_enc, biases(w), threshold, w.w_dec, norms)
+    t = crosslayer.through(recipe, parts, x)
+    guess = _base(recipe, w, x) + t.written
+    errors = _error(recipe, y, guess)
+    sums = o.l1 * norms * t.value + o.tanh * t.bent + o.preactivation * norms * t.below
+    sparsity = sums.sum(-1) / x.shape[1]
+    if w.log_threshold is not None:
+        sparsity = sparsity + _counted(recipe, t.on / x.shape[1])
+    nothing = jnp.zeros_like(errors)
+    return guess, errors, sparsity, nothing, Seen(t.on, nothing)
 
 
 def _variance(y: Array) -> Array:
@@ -92,16 +117,21 @@ def _error(recipe: Recipe, y: Float[Array, "L B D"], guess: Float[Array, "L B D"
 
 def outputs(recipe: Recipe, w: Weights, code: Code, x: Float[Array, "L B D"]) -> list[Array]:
     """What each nested prefix writes, [L, B, D] each; the last is the whole dictionary."""
-    base = jnp.broadcast_to(w.b_dec[:, None], x.shape)
-    if w.w_skip is not None:
-        skip = w.w_skip.astype(recipe.compute)
-        base = base + jnp.einsum("LBD,LDE->LBE", x.astype(skip.dtype), skip, preferred_element_type=x.dtype)
     edges = [0, *recipe.objective.nested, recipe.dictionary.d_feature]
-    total, found = base, []
+    total, found = _base(recipe, w, x), []
     for start, stop in pairwise(edges):
         total = total + _written(recipe, w, code, start, stop)
         found.append(total)
     return found
+
+
+def _base(recipe: Recipe, w: Weights, x: Float[Array, "L B D"]) -> Float[Array, "L B D"]:
+    """What is written without features: bias and skip."""
+    base = jnp.broadcast_to(w.b_dec[:, None], x.shape)
+    if w.w_skip is None:
+        return base
+    skip = w.w_skip.astype(recipe.compute)
+    return base + jnp.einsum("LBD,LDE->LBE", x.astype(skip.dtype), skip, preferred_element_type=x.dtype)
 
 
 def _written(recipe: Recipe, w: Weights, code: Code, start: int, stop: int) -> Float[Array, "L B D"]:
@@ -112,12 +142,10 @@ def _written(recipe: Recipe, w: Weights, code: Code, start: int, stop: int) -> F
     if w.gain is not None:  # one decoder a source: it is used once, and its output weighed for each layer
         written = _layers(_dense(code), decoder, start, stop)
         return jnp.einsum("MI,IBD->MBD", _matrix(recipe, w.gain), written)
-    return _by_source(recipe, code, decoder, start, stop) if code.dense is not None else _summed(recipe, code, decoder)
+    return _beside(recipe, code, decoder, start, stop) if code.dense is not None else _summed(recipe, code, decoder)
 
 
-def _by_source(
-    recipe: Recipe, code: Code, decoder: Float[Array, "P F D"], start: int, stop: int
-) -> Float[Array, "L B D"]:
+def _beside(recipe: Recipe, code: Code, decoder: Float[Array, "P F D"], start: int, stop: int) -> Float[Array, "L B D"]:
     """Cross-layer outputs with one product a source: its features times its matrices side by side, [F, outputs * D]."""
     assert code.dense is not None
     L, B, _ = code.dense.shape
@@ -176,11 +204,11 @@ def decoder_norms(recipe: Recipe, w: Weights) -> Float[Array, "L F"]:
         return jnp.ones_like(w.b_enc)
     if recipe.dictionary.kind != "clt":
         return jnp.sqrt(jnp.sum(w.w_dec**2, -1) + 1e-12)
-    squares: list[Any] = [1e-12] * len(w.b_enc)
-    for p, (i, _) in enumerate(pairs(recipe)):
-        own = w.w_dec[p] if w.gain is None else w.gain[p] * w.w_dec[i]
-        squares[i] = squares[i] + jnp.sum(own**2, -1)
-    return jnp.sqrt(jnp.stack(squares))
+    edges = jnp.asarray(pairs(recipe))
+    own = w.w_dec if w.gain is None else w.gain[:, None, None] * w.w_dec[edges[:, 0]]
+    of_source = edges[:, 0] == jnp.arange(len(w.b_enc))[:, None]
+    squares = jnp.einsum("IP,PF->IF", of_source.astype(own.dtype), jnp.sum(own**2, -1), precision="highest")
+    return jnp.sqrt(squares + 1e-12)
 
 
 def _sparsity(recipe: Recipe, w: Weights, code: Code) -> Float[Array, " L"]:
@@ -192,8 +220,8 @@ def _sparsity(recipe: Recipe, w: Weights, code: Code) -> Float[Array, " L"]:
     if o.l1 or o.tanh:
         f = _values(code) * (norms[:, None] if code.dense is not None else _taken(norms, code))
         total = total + (o.l1 * f.sum(-1) + o.tanh * jnp.tanh(o.tanh_scale * f).sum(-1)).mean(-1)
-    if w.log_threshold is not None:
-        total = total + _counted(recipe, w, code)
+    if w.log_threshold is not None and (o.l0 or o.frequency):
+        total = total + _counted(recipe, gate(code.pre, jnp.exp(w.log_threshold), o.bandwidth).mean(1))
     if o.preactivation:
         floor = 0.0 if w.log_threshold is None else jnp.exp(w.log_threshold)[:, None]
         below = jax.nn.relu(floor - code.pre) * norms[:, None]
@@ -212,13 +240,9 @@ def _taken(norms: Float[Array, "L F"], code: Code) -> Float[Array, "L B C"]:
     return jax.vmap(lambda n, i: n[i])(norms, code.index)
 
 
-def _counted(recipe: Recipe, w: Weights, code: Code) -> Float[Array, " L"]:
-    """JumpReLU's terms on how many features are on, and how often each."""
+def _counted(recipe: Recipe, share: Float[Array, "L F"]) -> Float[Array, " L"]:
+    """JumpReLU's terms on how many features are on, and how often each: in which share of the batch."""
     o = recipe.objective
-    assert w.log_threshold is not None
-    if not (o.l0 or o.frequency):
-        return jnp.zeros(len(code.pre), code.pre.dtype)
-    share = gate(code.pre, jnp.exp(w.log_threshold), o.bandwidth).mean(1)  # [L, F]
     l0 = share.sum(-1)
     counted = o.l0 * (l0 if o.l0_target is None else (l0 / o.l0_target - 1) ** 2)
     return counted + o.frequency * jax.nn.relu(share - o.frequency_limit).sum(-1)

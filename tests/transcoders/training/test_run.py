@@ -74,20 +74,21 @@ def same(a, b):
 
 
 @pytest.mark.parametrize(
-    ("reads", "writes", "kind"),
+    ("reads", "writes", "kind", "layer"),
     [
-        ("mlp_in", "mlp_out", "transcoder"), ("resid_mid", "mlp_raw", "transcoder"),
-        ("normalized", "mlp_out", "transcoder"), ("resid_post", "resid_post", "sae"), ("resid_mid", "resid_mid", "sae"),
+        ("mlp_in", "mlp_out", "transcoder", 1), ("resid_mid", "mlp_raw", "transcoder", 1),
+        ("normalized", "mlp_out", "transcoder", 0), ("resid_post", "resid_post", "sae", 0),
+        ("resid_mid", "resid_mid", "sae", 1),
     ],
 )  # fmt: skip
-def test_harvest(reads, writes, kind):
-    d = TranscoderConfig(kind, 2, 8, 24, (1,), reads=reads, writes=writes)
+def test_harvest(reads, writes, kind, layer):
+    d = TranscoderConfig(kind, 2, 8, 24, (layer,), reads=reads, writes=writes)
     tokens = Numbers().rows(0, 8).reshape(2, 4, 9)
     x, y = buffer(CFG, MODEL.params, d, jnp.asarray(tokens))
     assert x.shape == y.shape == (1, 2 * 4 * 8, 8)
     names = ("resid_mid", "mlp_in", "mlp_raw", "mlp_out", "resid_post")
     acts = {
-        n: np.asarray(a)[1, :, 1:].reshape(-1, 8)
+        n: np.asarray(a)[layer, :, 1:].reshape(-1, 8)
         for n, a in forward(CFG, MODEL.params, jnp.asarray(tokens.reshape(8, 9)), sites=names).acts.items()
     }
     acts["normalized"] = acts["resid_mid"] / np.sqrt((acts["resid_mid"] ** 2).mean(-1, keepdims=True) + CFG.norm_eps)
