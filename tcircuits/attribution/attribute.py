@@ -146,8 +146,9 @@ def _output_chunk(
 @jax.default_matmul_precision("highest")
 def _feature_chunk(cfg: Any, params: Any, d: Transcoders, frozen: Frozen, place: Array, lanes: int) -> Targets:
     """The feature at (layer, position, slot) as a target in the first of the lanes."""
+    layer, pos, slot = place
     one = jnp.ones((), frozen.value.dtype)
-    return pad_targets(feature_target(cfg, params, d, frozen, *place, one), lanes)
+    return pad_targets(feature_target(cfg, params, d, frozen, layer, pos, slot, one), lanes)
 
 
 def lanes_of(s: Settings) -> int:
