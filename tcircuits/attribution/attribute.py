@@ -398,14 +398,14 @@ def columns(n: int, padded: int, L: int, T: int) -> np.ndarray:
 
 def pack(r: Rows, first: int, keep: np.ndarray, n: int) -> Packed:
     """Compress the valid rows of one chunk; exact zeros are no edges."""
-    valid = host(r.valid[0])
+    valid = host(r.valid)[0]
     padded = r.weight.shape[-1] - (len(keep) - n)
-    weight = host(r.weight[0])[valid]
+    weight = host(r.weight)[0][valid]
     row, column = np.nonzero(weight)
     source = np.where(column < n, column, column - (padded - n)).astype(np.int32)
     counts = np.bincount(row, minlength=len(weight))
     names = ("unexpanded", "unexpanded_abs", "bias", "origin", "value")
-    per_row = {name: host(getattr(r, name)[0])[valid] for name in names}
+    per_row = {name: host(getattr(r, name))[0][valid] for name in names}
     return Packed(first, counts, source, weight[row, column], per_row)
 
 
