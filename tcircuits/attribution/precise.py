@@ -28,7 +28,6 @@ from tcircuits.types import Array
 
 CHUNK = 128
 
-
 _encoder_rows = jax.jit(encoder_rows)
 
 

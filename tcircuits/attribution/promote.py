@@ -92,7 +92,7 @@ def promoted(
         some = kept[first : first + CHUNK]
         rows = (features[first : first + CHUNK], graph.activations[some])
         rows = (np.pad(x, [(0, CHUNK - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in rows)  # one program for any number
-        written = written_by(model.cfg, model.params, d, *rows)
+        written = host(written_by(model.cfg, model.params, d, *rows))
         values, tokens = (host(x) for x in top_effects(model.cfg, model.params, written, k))
         for token in np.unique(tokens[: len(some)]):
             names.setdefault(int(token), model.token(int(token)))
