@@ -1,13 +1,16 @@
 """From the oracle's plain NumPy cases to the package's pytrees: configurations field by field, arrays in one dtype."""
 
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tcircuits.attribution.specify import Difference, Direction, Feature, Logit
 from tcircuits.models.config import ModelConfig, RopeScaling
+from tcircuits.models.forward import forward
 from tcircuits.models.model import Model
 from tcircuits.models.params import Attention, Block, Mlp, Norm, Params
 from tcircuits.transcoders.config import TranscoderConfig
@@ -51,6 +54,12 @@ def params(p: dict, dtype: str) -> Params:
 def model(case: Case, dtype: str = "float64") -> Model:
     """The case's model, without a tokenizer."""
     return Model(model_config(case.cfg), params(case.params, dtype), None, case.name)
+
+
+@partial(jax.jit, static_argnames=("cfg",))
+def logits(cfg: ModelConfig, params: Params, tokens: Any, edits: tuple = ()) -> jax.Array:
+    """[B,T,V] of the package's forward pass, as one program: outside `jit` it is some forty."""
+    return forward(cfg, params, tokens, edits=edits).logits
 
 
 def transcoders(d: Dictionary, dtype: str = "float64") -> Transcoders:

@@ -5,6 +5,7 @@ program of their own (`run_python`).
 """
 
 import gc
+import importlib.metadata
 import importlib.util
 import itertools
 import os
@@ -18,6 +19,13 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network fails at once
+
+# Compiling is most of the suite's time. These halve it: XLA's older emitter of loops, and one LLVM module a program.
+# Newer XLA has no older emitter, and ends a process that names an unknown flag. Programs that tests start in a process
+# of their own (`run_python`) compile as a user's do; so does all with XLA_FLAGS set to something, an empty text too.
+QUICK_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", QUICK_FLAGS)
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -6,7 +6,7 @@ chunk, so memory is one chunk of rows plus the edges kept, and progress can be s
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -42,6 +42,7 @@ _score = {
 _rows = jax.jit(rows, static_argnames=("cfg", "per_layer", "n_pos"))
 _chunk_features = jax.jit(chunk_features, static_argnames=("cfg", "size", "n_chunks"))
 _select_top = jax.jit(select_top, static_argnames=("n",))
+_logit_vectors = jax.jit(logit_vectors)
 
 
 @dataclass(frozen=True)
@@ -110,20 +111,44 @@ def resolve(
     outputs, features = [], []
     for spec in specify.listed(specs, s.position) or []:
         if isinstance(spec, specify.Feature):
-            features.append(_feature(model, d, frozen, spec, some))
+            features.append((spec, *_slot(frozen, spec, some)))
         else:
             outputs.append(_output(model, spec, logits, T))
-    chunks = []
+    features.sort(key=lambda f: -f[0].layer)
+    # As wide as the features' chunks, so that one program serves both; and one serves any number of targets.
+    lanes, chunks = max(lanes_of(s), bucket(len(outputs))), []
     if outputs:
-        vec, const = _output_vectors(model, [o[0] for o in outputs], frozen.final.dtype)
-        pos = jnp.asarray([o[1].pos for o in outputs], jnp.int32)
-        weight = jnp.asarray([o[1].weight for o in outputs], frozen.final.dtype)
-        chunks.append(output_targets(model.cfg, model.params, frozen, vec, const, pos, weight))
-    chunks += [f[0] for f in sorted(features, key=lambda f: -f[1].layer)]
-    lanes = max([lanes_of(s), *(bucket(t.pos.shape[1]) for t in chunks)])
-    chunks = [pad_targets(t, lanes) for t in chunks]  # as wide as the features' chunks: one program serves both
-    nodes = [o[1] for o in outputs] + [f[1] for f in sorted(features, key=lambda f: -f[1].layer)]
+        vec, const = _output_vectors(model, [o[0] for o in outputs], frozen.final.dtype, lanes)
+        pos, weight = np.zeros(lanes, np.int32), np.zeros(lanes, vec.dtype)
+        pos[: len(outputs)], weight[: len(outputs)] = zip(*((o[1].pos, o[1].weight) for o in outputs), strict=True)
+        chunks.append(_output_chunk(model.cfg, model.params, frozen, vec, const, pos, weight, len(outputs)))
+    for spec, at, slot in features:
+        place = np.asarray([spec.layer, at, slot], np.int32)
+        chunks.append(_feature_chunk(model.cfg, model.params, d, frozen, place, lanes))
+    nodes = [o[1] for o in outputs]
+    nodes += [
+        TargetNode(f"L{f.layer} f{f.index} @{at}", "feature", None, None, 1.0, f.layer, at) for f, at, _ in features
+    ]
     return chunks, nodes
+
+
+@partial(jax.jit, static_argnames=("cfg",))
+@jax.default_matmul_precision("highest")
+def _output_chunk(
+    cfg: Any, params: Any, frozen: Frozen, vec: Array, const: Array, pos: Array, weight: Array, n: int | Array
+) -> Targets:
+    """`output_targets` of lanes of which the first n are valid."""
+    every = output_targets(cfg, params, frozen, vec, const, pos, weight)
+    return replace(every, valid=(jnp.arange(len(pos)) < n)[None])
+
+
+@partial(jax.jit, static_argnames=("cfg", "lanes"))
+@jax.default_matmul_precision("highest")
+def _feature_chunk(cfg: Any, params: Any, d: Transcoders, frozen: Frozen, place: Array, lanes: int) -> Targets:
+    """The feature at (layer, position, slot) as a target in the first of the lanes."""
+    layer, pos, slot = place
+    one = jnp.ones((), frozen.value.dtype)
+    return pad_targets(feature_target(cfg, params, d, frozen, layer, pos, slot, one), lanes)
 
 
 def lanes_of(s: Settings) -> int:
@@ -156,22 +181,25 @@ def _output(model: Any, spec: Any, logits: np.ndarray, T: int) -> tuple[Any, Tar
     return ("direction", vector), TargetNode(spec.label, "direction", None, None, 1.0, L, pos)
 
 
-def _output_vectors(model: Any, wanted: list[Any], dtype: Any) -> tuple[Array, Array]:
-    """Vectors at the final norm's output, and constants."""
-    pairs = []
-    for kind, *what in wanted:
+def _output_vectors(model: Any, wanted: list[Any], dtype: Any, lanes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors at the final norm's output [lanes, D] and constants [lanes]; zero in the lanes beyond those wanted."""
+    ids = [token for kind, *what in wanted if kind != "direction" for token in what]
+    padded = np.pad(np.asarray(ids, np.int32), (0, bucket(len(ids), lanes) - len(ids)))
+    columns = zip(*map(host, _logit_vectors(model.params, padded)), strict=True)
+    vec, const = np.zeros((lanes, model.cfg.d_model), dtype), np.zeros(lanes, dtype)
+    for i, (kind, *what) in enumerate(wanted):
         if kind == "direction":
-            pairs.append((jnp.asarray(what[0], dtype), jnp.zeros((), dtype)))
+            vec[i] = what[0]
             continue
-        vec, const = logit_vectors(model.params, jnp.asarray(what, jnp.int32))
-        pairs.append((vec[0], const[0]) if kind == "logit" else (vec[0] - vec[1], const[0] - const[1]))
-    return jnp.stack([v for v, _ in pairs]), jnp.stack([c for _, c in pairs])
+        vec[i], const[i] = next(columns)
+        if kind == "difference":
+            less, constant = next(columns)
+            vec[i], const[i] = vec[i] - less, const[i] - constant
+    return vec, const
 
 
-def _feature(
-    model: Any, d: Transcoders, frozen: Frozen, spec: specify.Feature, some: Narrow | None
-) -> tuple[Targets, TargetNode]:
-    """A feature as target; it must be active on the prompt."""
+def _slot(frozen: Frozen, spec: specify.Feature, some: Narrow | None) -> tuple[int, int]:
+    """Position and slot of a feature that is a target; it must be active on the prompt."""
     pos = specify.place(spec.position, frozen.index.shape[1])
     number = spec.index if some is None else some.here(np.array([spec.layer]), np.array([spec.index]))[0]
     here = host(frozen.valid[spec.layer, pos]) & (host(frozen.index[spec.layer, pos]) == number)
@@ -181,11 +209,7 @@ def _feature(
             f"feature {spec.index} of layer {spec.layer} is not active at position {pos} ({active} others are): "
             "only active features can be explained"
         )
-    slot = int(np.argmax(here))
-    one = jnp.ones((), frozen.value.dtype)
-    layer, at, which = jnp.asarray([spec.layer, pos, slot], jnp.int32)
-    target = feature_target(model.cfg, model.params, d, frozen, layer, at, which, one)
-    return target, TargetNode(f"L{spec.layer} f{spec.index} @{pos}", "feature", None, None, 1.0, spec.layer, pos)
+    return pos, int(np.argmax(here))
 
 
 def attribute(
@@ -374,14 +398,14 @@ def columns(n: int, padded: int, L: int, T: int) -> np.ndarray:
 
 def pack(r: Rows, first: int, keep: np.ndarray, n: int) -> Packed:
     """Compress the valid rows of one chunk; exact zeros are no edges."""
-    valid = host(r.valid[0])
+    valid = host(r.valid)[0]
     padded = r.weight.shape[-1] - (len(keep) - n)
-    weight = host(r.weight[0])[valid]
+    weight = host(r.weight)[0][valid]
     row, column = np.nonzero(weight)
     source = np.where(column < n, column, column - (padded - n)).astype(np.int32)
     counts = np.bincount(row, minlength=len(weight))
     names = ("unexpanded", "unexpanded_abs", "bias", "origin", "value")
-    per_row = {name: host(getattr(r, name)[0])[valid] for name in names}
+    per_row = {name: host(getattr(r, name))[0][valid] for name in names}
     return Packed(first, counts, source, weight[row, column], per_row)
 
 

@@ -20,16 +20,29 @@ from tcircuits.attribution.graph import Graph
 from tcircuits.attribution.linear import block_down, block_up
 from tcircuits.attribution.targets import covectors, encoder_rows
 from tcircuits.models.config import ModelConfig
-from tcircuits.models.params import Block
+from tcircuits.models.forward import Hold
+from tcircuits.models.params import Block, Params
 from tcircuits.parallel import host
 from tcircuits.transcoders.dictionary import Transcoders
 from tcircuits.types import Array
 
 CHUNK = 128
 
+_encoder_rows = jax.jit(encoder_rows)
+
 
 def _double(tree: Any) -> Any:
     return jax.tree.map(lambda x: host(x, np.float64), tree)
+
+
+@jax.jit
+def _first_of(params: Params, hold: Hold, tokens: Array) -> Any:
+    """Weights of block 0 without its MLP, what is held there, and the embeddings of the tokens and positions."""
+    block = jax.tree.map(lambda x: x[0], replace(params.blocks, mlp=None))
+    held = {k: getattr(hold, k) for k in ("pattern", "norm1", "norm1_post", "norm2")}
+    held = {k: None if x is None else x[0] for k, x in held.items()}
+    positions = None if params.pos_embed is None else params.pos_embed[: len(tokens)]
+    return block, held, params.embed[tokens], positions
 
 
 @partial(jax.jit, static_argnames=("cfg",))
@@ -55,29 +68,18 @@ def first_layer(
     model: Any, d: Transcoders, frozen: Frozen, pos: np.ndarray, number: np.ndarray, factor: np.ndarray
 ) -> Any:
     """Token edges, biases and values, in float64, of the features `number` of layer 0 at positions `pos`."""
-    cfg, h = model.cfg, frozen.hold
-    layer = jnp.zeros(len(number), jnp.int32)
-    row, bias, reads = encoder_rows(model.params, d, layer, jnp.asarray(number))
-    block = _double(jax.tree.map(lambda x: x[0], replace(model.params.blocks, mlp=None)))
-    by_layer = {"pattern": h.pattern, "norm1": h.norm1, "norm1_post": h.norm1_post, "norm2": h.norm2}
-    held = {k: None if x is None else host(x[0], np.float64) for k, x in by_layer.items()}
-    embed = host(model.params.embed[frozen.tokens], np.float64) * cfg.embed_scale
-    start = model.params.pos_embed
-    positions = np.zeros_like(embed) if start is None else host(start[: len(embed)], np.float64)
-    stream = {"tokens": embed, "positions": positions}
-    parts = {
-        "row": _double(row),
-        "bias": _double(bias),
-        "reads": host(reads),
-        "pos": pos,
-        "factor": _double(factor),
-    }
+    cfg = model.cfg
+    block, held, tokens, positions = _double(_first_of(model.params, frozen.hold, frozen.tokens))
+    tokens = tokens * cfg.embed_scale
+    stream = {"tokens": tokens, "positions": np.zeros_like(tokens) if positions is None else positions}
     out = []
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        for i in range(0, len(pos), CHUNK):
-            some = {k: np.resize(x[i : i + CHUNK], (CHUNK, *x.shape[1:])) for k, x in parts.items()}
-            found = _rows(cfg, block, held, stream, some)
-            out.append([np.asarray(x)[: len(pos[i : i + CHUNK])] for x in found])
+    for i in range(0, len(pos), CHUNK):  # the last one is filled up, so that its programs serve every prompt
+        at, which, gate = (np.resize(x[i : i + CHUNK], CHUNK) for x in (pos, number, factor))
+        row, bias, reads = _encoder_rows(model.params, d, np.zeros(CHUNK, np.int32), which)
+        f = {"row": _double(row), "bias": _double(bias), "reads": host(reads), "pos": at, "factor": _double(gate)}
+        with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+            found = _rows(cfg, block, held, stream, f)
+        out.append([np.asarray(x)[: len(pos[i : i + CHUNK])] for x in found])
     return [np.concatenate(x) for x in zip(*out, strict=True)]
 
 

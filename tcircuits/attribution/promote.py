@@ -43,33 +43,38 @@ def top_effects(
     return jnp.stack([high[0], -low[0]], 1), jnp.stack([high[1], low[1]], 1)
 
 
-def written_by(model: Any, d: Transcoders, features: np.ndarray, activations: np.ndarray) -> np.ndarray:
-    """What features [n, 3] at their activations write to the stream, [n, D], before a post-norm's denominator."""
-    layer, number = jnp.asarray(features[:, 0]), jnp.asarray(features[:, 2])
-    post, mlp = model.params.blocks.norm2_post, model.params.blocks.mlp
+@partial(jax.jit, static_argnames=("cfg",))
+def written_by(
+    cfg: ModelConfig, params: Params, d: Transcoders, features: Int[Array, "N 3"], activations: Float[Array, " N"]
+) -> Float[Array, "N D"]:
+    """What features at their activations write to the stream, before a post-norm's denominator."""
+    layer, number = features[:, 0], features[:, 2]
+    post, mlp = params.blocks.norm2_post, params.blocks.mlp
 
     def raw(rows: Array, m: Any) -> Array:
         """Rows written before the post-norm of layers `m`."""
-        return wide(rows) if post is None else centre(model.cfg.norm, wide(rows)) * wide(post.w[m])
+        return wide(rows) if post is None else centre(cfg.norm, wide(rows)) * wide(post.w[m])
 
     def ours(rows: Array, m: Any) -> Array:
         return raw(rows, m) if d.cfg.writes == "mlp_raw" else wide(rows)
 
     if d.cfg.kind == "neurons":
-        return host(raw(mlp.w_out[layer, number], layer) * jnp.asarray(activations)[:, None])
+        assert mlp is not None
+        return raw(mlp.w_out[layer, number], layer) * activations[:, None]
     assert d.w_dec is not None
     if d.cfg.kind == "clt":
-        rows = jnp.zeros((len(features), model.cfg.d_model))
-        for m in range(model.cfg.n_layers):
+        rows = jnp.zeros((len(features), cfg.d_model))
+        for m in range(cfg.n_layers):
             out = ours(d.w_dec[pair(d.cfg, jnp.minimum(layer, m), m), number], m)
             rows = rows + jnp.where((layer <= m)[:, None], out, 0.0)
     else:
         slots, covered = (jnp.asarray(x)[layer] for x in coverage(d.cfg))
         rows = ours(d.w_dec[slots, jnp.minimum(number, d.cfg.d_feature - 1)], layer)
         if d.cfg.fill == "neurons":
-            neuron = raw(mlp.w_out[layer, jnp.minimum(number, model.cfg.d_mlp - 1)], layer)
+            assert mlp is not None
+            neuron = raw(mlp.w_out[layer, jnp.minimum(number, cfg.d_mlp - 1)], layer)
             rows = jnp.where(covered[:, None], rows, neuron)
-    return host(rows * jnp.asarray(activations)[:, None])
+    return rows * activations[:, None]
 
 
 def promoted(
@@ -85,10 +90,10 @@ def promoted(
     k = min(k, model.cfg.d_vocab)
     for first in range(0, len(kept), CHUNK):
         some = kept[first : first + CHUNK]
-        written = written_by(model, d, features[first : first + CHUNK], graph.activations[some])
-        padded = np.zeros((CHUNK, written.shape[1]), written.dtype)
-        padded[: len(some)] = written
-        values, tokens = (host(x) for x in top_effects(model.cfg, model.params, padded, k))
+        rows = (features[first : first + CHUNK], graph.activations[some])
+        rows = (np.pad(x, [(0, CHUNK - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in rows)  # one program for any number
+        written = host(written_by(model.cfg, model.params, d, *rows))
+        values, tokens = (host(x) for x in top_effects(model.cfg, model.params, written, k))
         for token in np.unique(tokens[: len(some)]):
             names.setdefault(int(token), model.token(int(token)))
         for i, node in enumerate(some):

@@ -1,6 +1,6 @@
 """Compilation is nearly all of the time of these tests, so it leaves out XLA's expensive passes.
 
-The tests of interventions, of the command line and of several devices compile with them, as a user does.
+The tests of several devices and processes compile with them, as a user does.
 """
 
 import pytest

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -34,7 +33,7 @@ def free(model, d, tokens, edits, **options):
 
 
 def forward(model, tokens, edits=()):
-    return np.asarray(tc.forward(model.cfg, model.params, jnp.asarray(tokens)[None], edits=tuple(edits)).logits[0])
+    return np.asarray(bridge.logits(model.cfg, model.params, np.asarray(tokens)[None], tuple(edits))[0])
 
 
 def moved(run):

@@ -10,7 +10,7 @@ import pytest
 
 import tcircuits as tc
 from tcircuits.models.folding import fold, fold_params
-from tcircuits.models.forward import MlpHook, forward, forward_one
+from tcircuits.models.forward import MlpHook, forward_one
 from tcircuits.models.loading import load_model
 from tcircuits.models.model import save_model
 from tcircuits.models.params import abstract
@@ -69,7 +69,7 @@ def test_log_probabilities_of_every_loader_s_family(case, tmp_path, x64):
     tokens = read(case)[2]["tokens"][None]
     model = load_model(folder_of(case, tmp_path), dtype=jnp.float64)
     folded = fold(model)
-    expected, got = (forward(m.cfg, m.params, tokens).logits for m in (model, folded))
+    expected, got = (bridge.logits(m.cfg, m.params, tokens) for m in (model, folded))
     np.testing.assert_allclose(log_softmax(got), log_softmax(expected), rtol=0, atol=1e-12)
     assert np.abs(np.asarray(got) - np.asarray(expected)).max() > 1e-3 or model.cfg.final_softcap is not None
 
@@ -79,7 +79,7 @@ def test_in_float32(family):
     """Each of some hundred roundings is 6e-8 of values of a few units."""
     case = case_of(family)
     model = bridge.model(case, "float32")
-    expected, got = (forward(m.cfg, m.params, case.tokens).logits for m in (model, tc.fold(model)))
+    expected, got = (bridge.logits(m.cfg, m.params, case.tokens) for m in (model, tc.fold(model)))
     np.testing.assert_allclose(log_softmax(got), log_softmax(expected), rtol=0, atol=1e-5)
 
 

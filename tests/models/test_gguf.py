@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from tcircuits.models.forward import forward
 from tcircuits.models.loading import load_model
 from tcircuits.types import InputError
+from tests import bridge
 from tests.models.folders import MODELS, folder_of, read
 
 gguf = pytest.importorskip("gguf")
@@ -188,7 +188,7 @@ def test_smollm2_answers(smollm2, prompt, tokens, answer, probability):
     ids = smollm2.tokenizer.encode(prompt)
     assert tokens is None or ids == tokens
     (target,) = smollm2.tokenizer.encode(answer)
-    p = jax.nn.softmax(forward(smollm2.cfg, smollm2.params, np.array([ids])).logits[0, -1])
+    p = jax.nn.softmax(bridge.logits(smollm2.cfg, smollm2.params, np.array([ids]))[0, -1])
     assert abs(float(p[target]) - probability) <= 0.002
     assert int(p.argmax()) == target
 
@@ -202,5 +202,5 @@ def test_glassllm_equals_its_own_numpy_model():
     text = "She walked to the window and looked at the rain; it had not stopped since Monday."
     ids = tokenizer.encode(text)
     assert ours.tokenizer.encode(text) == ids
-    got = np.asarray(forward(ours.cfg, ours.params, np.array([ids])).logits[0])
+    got = np.asarray(bridge.logits(ours.cfg, ours.params, np.array([ids]))[0])
     np.testing.assert_allclose(got, theirs(ids).data[0], rtol=0, atol=5e-5)

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from tcircuits.models.families import config_from_hf
-from tcircuits.models.forward import forward
 from tcircuits.models.gguf_architectures import config_of
 from tcircuits.models.loading import load_model
 from tcircuits.types import InputError
+from tests import bridge
 from tests.models.folders import folder_of, read, write
 from tests.models.test_gguf import worst
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 gguf = pytest.importorskip("gguf")
 
@@ -92,7 +94,7 @@ def write_gguf(path, case: str, *, quantise=None, more=lambda writer: None):
 def test_a_converted_file_gives_the_reference_s_logits(case, tmp_path):
     golden = read(case)[2]
     model = load_model(write_gguf(tmp_path / "x.gguf", case))
-    got = forward(model.cfg, model.params, golden["tokens"][None]).logits[0]
+    got = bridge.logits(model.cfg, model.params, golden["tokens"][None])[0]
     np.testing.assert_allclose(got, golden["logits"], rtol=0, atol=2e-5)
     folder = load_model(folder_of(case, tmp_path))
     assert model.cfg == folder.cfg
@@ -127,7 +129,7 @@ def test_quantised_tensors_equal_the_same_weights_dequantised(case, tmp_path):
         load_model(write_gguf(tmp_path / "x.gguf", case, quantise=kind)),
     )
     assert worst(got.params, expected.params) <= 2**-24 * 4
-    logits = [forward(m.cfg, m.params, golden["tokens"][None]).logits for m in (got, expected)]
+    logits = [bridge.logits(m.cfg, m.params, golden["tokens"][None]) for m in (got, expected)]
     np.testing.assert_allclose(*logits, rtol=0, atol=2e-5)
 
 

@@ -9,9 +9,9 @@ import pytest
 import tcircuits as tc
 from tcircuits.models.config import ModelConfig, RopeScaling
 from tcircuits.models.families import config_from_hf
-from tcircuits.models.forward import forward
 from tcircuits.models.loading import load_model
 from tcircuits.types import InputError
+from tests import bridge
 from tests.models.folders import folder_of, read, write
 
 MISTRAL = {
@@ -153,7 +153,7 @@ def test_the_old_spelling_gives_the_reference_s_logits(tmp_path):
     config, weights, golden = read("gemma3_text-pattern")
     assert config["layer_types"].count("full_attention") == 1
     model = load_model(write(tmp_path / "x", old_spelling(config), weights))
-    got = forward(model.cfg, model.params, golden["tokens"][None]).logits[0]
+    got = bridge.logits(model.cfg, model.params, golden["tokens"][None])[0]
     np.testing.assert_allclose(got, golden["logits"], rtol=0, atol=2e-5)
 
 

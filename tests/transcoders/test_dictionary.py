@@ -21,6 +21,8 @@ from tcircuits.transcoders.dictionary import (
     spec,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 L, D, F, T = 3, 4, 9, 5
 ALL = tuple(range(L))
 ACTIVATIONS = {
@@ -104,7 +106,7 @@ def tolerance(dtype):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_encode(name, dtype):
     d, x = make(CONFIGS[name], dtype), inputs(dtype)
-    got = np.stack([encode(d, s, jnp.asarray(x[s])) for s in range(L)])
+    got = jax.jit(lambda d, x: jnp.stack([encode(d, s, x[s]) for s in range(L)]))(d, x)
     wanted = features_by_hand(d, x)
     assert got.dtype == dtype
     np.testing.assert_array_equal(got != 0, wanted != 0)
@@ -116,7 +118,7 @@ def test_decode(name, dtype):
     """The skip is not part of it; features are given, dense, of both signs."""
     d = make(CONFIGS[name], dtype)
     f = np.random.default_rng(2).normal(size=(L, T, F)).astype(dtype)
-    got = np.stack([decode(d, s, jnp.asarray(f)) for s in range(L)])
+    got = jax.jit(lambda d, f: jnp.stack([decode(d, s, f) for s in range(L)]))(d, f)
     np.testing.assert_allclose(got, outputs_by_hand(d, f), **tolerance(dtype))
 
 
