@@ -61,6 +61,8 @@ class Config:
     """Tokens without firing after which a feature is revived."""
     rows: int = 512
     """Held-out rows of 128 tokens."""
+    dead_rows: int = 4096
+    """Rows over which a feature must be on once to count as alive."""
     seed: int = 0
     """Of weights and data."""
     out: Path | None = None
@@ -122,13 +124,20 @@ def figures(e: Evaluation) -> dict[str, Any]:
         "l0": e.l0,
         "dead": e.dead,
         "mean_l0": float(e.l0.mean()),
-        "dead_features": int(np.sum(np.asarray(e.sums.fired) == 0)),
         "features": int(np.asarray(e.sums.fired).size),
         "positions": e.n_positions,
         "ce_original": e.ce_original,
         "all": told(every),
         "each": [told(r) for r in e.replaced[:-1]],
     }
+
+
+def dead(cfg: Config, model: tc.Model, d: tc.Transcoders, text: Any) -> dict[str, Any]:
+    """Features that are never on over `dead_rows` held-out rows, by layer."""
+    drawn = rows.held_out(text, cfg.dead_rows, CONTEXT, seed=1)
+    e = evaluate(model, d, drawn, conditions=[d.cfg.layers[-1:]], batch=32)
+    silent = np.sum(np.asarray(e.sums.fired) == 0, -1)
+    return {"dead_by_layer": silent, "dead_features": int(silent.sum()), "dead_over_positions": e.n_positions}
 
 
 def main(cfg: Config) -> None:
@@ -142,7 +151,8 @@ def main(cfg: Config) -> None:
         d = trained(cfg, model, text, kind, k, work)
         if k == cfg.k:
             d = written(d, out / PACKAGED[kind], model)
-        found[f"{kind}-{k}"] = figures(evaluate(model, d, held_out, batch=32)) | {"kind": kind, "k": k}
+        found[f"{kind}-{k}"] = figures(evaluate(model, d, held_out, batch=32)) | dead(cfg, model, d, text)
+        found[f"{kind}-{k}"] |= {"kind": kind, "k": k}
         print(_line(found[f"{kind}-{k}"]), flush=True)
     show("held-out text, all MLPs replaced", [_line(f) for f in found.values()])
     sizes = {name: sum(p.stat().st_size for p in (out / name).iterdir()) for name in PACKAGED.values()}
