@@ -65,6 +65,7 @@ RECIPES = {
     "jumprelu": _recipe("transcoder", "jumprelu", Objective(l0=0.02, bandwidth=0.5)),
     "clt topk, rows": _recipe("clt", "topk", FVU, k=4, decode="sparse"),
     "clt topk, dense": _recipe("clt", "topk", FVU, k=4, decode="dense"),
+    "clt jumprelu": _recipe("clt", "jumprelu", Objective(l0=0.02, bandwidth=0.5, tanh=0.01, preactivation=1e-3)),
     "accumulate 2": _recipe("transcoder", "topk", FVU, k=4, accumulate=2),
     "nothing divides": _recipe("transcoder", "topk", FVU, F=63, k=4, batch=45),
 }

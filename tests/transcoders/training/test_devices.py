@@ -15,14 +15,15 @@ import json
 import jax
 jax.config.update("jax_disable_most_optimizations", True)  # nearly all of the time is compilation
 from experiments.training_meshes import compare
-rows = [compare((name,), (shape,)) for name, shape in (("topk, skip", (4, 2)), ("nothing divides", (2, 4)))]
+wanted = (("topk, skip", (4, 2)), ("nothing divides", (2, 4)), ("clt jumprelu", (4, 2)))
+rows = [compare((name,), (shape,)) for name, shape in wanted]
 print(json.dumps(rows))
 """
 
 
 def test_eight_devices_give_the_losses_of_one(run_python):
-    even, odd = json.loads(run_python(PROGRAM, devices=8).stdout.splitlines()[-1])
-    for rows in (even, odd):
+    even, odd, cross = json.loads(run_python(PROGRAM, devices=8).stdout.splitlines()[-1])
+    for rows in (even, odd, cross):
         assert [r["apart"] < 1e-5 for r in rows] == [True, True], rows
         assert [r["state_bytes"] == r["state_bytes_computed"] for r in rows] == [True, True]
         assert all(0 < r["argument_bytes_compiled"] - r["state_bytes"] <= r["other_bytes"] + 4 for r in rows), rows
@@ -48,7 +49,9 @@ def test_a_run_goes_on_elsewhere(tmp_path):
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
-@pytest.mark.parametrize("name", ["topk, dense", "batchtopk", "jumprelu", "clt topk, dense", "accumulate 2"])
+@pytest.mark.parametrize(
+    "name", ["topk, dense", "batchtopk", "jumprelu", "clt topk, dense", "clt jumprelu", "accumulate 2"]
+)
 def test_a_fill_lowers_for(name, platform):
     recipe, model = RECIPES[name], model_on(None)
     programs = make_programs(model, recipe, FILL, None)
