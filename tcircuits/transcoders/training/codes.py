@@ -16,6 +16,7 @@ from tcircuits.transcoders.training.recipe import Recipe
 from tcircuits.transcoders.training.weights import Weights
 from tcircuits.types import Array, Float, Int
 
+FEW = 64
 ROWS = 256  # tokens whose decoder rows are gathered at once: they stay in the processor's cache
 
 
@@ -36,11 +37,16 @@ class Code:
 
 
 def sums_rows(recipe: Recipe) -> bool:
-    """Whether outputs are summed from the rows of active features; `auto` does so on the CPU, one decoder a feature."""
+    """Whether outputs are summed from the rows of active features.
+
+    `auto` does so on the CPU where a feature has one decoder and at most one in `FEW` is on: a gathered row costs as
+    much there as some 64 rows of a product.
+    """
     if recipe.dictionary.activation != "topk" or recipe.objective.nested or recipe.objective.prediction:
         return False
-    own = recipe.dictionary.kind != "clt"
-    return recipe.decode == "sparse" or (recipe.decode == "auto" and own and jax.default_backend() == "cpu")
+    c = recipe.dictionary
+    pays = c.kind != "clt" and c.k is not None and FEW * c.k <= c.d_feature and jax.default_backend() == "cpu"
+    return recipe.decode == "sparse" or (recipe.decode == "auto" and pays)
 
 
 def biases(w: Weights) -> Float[Array, "L F"]:

@@ -111,7 +111,7 @@ class Recipe:
         start: decoder rows and encoder rows drawn independently, encoder = decoder (SAEs), or decoder zero.
         compute: dtype of the large products; weights and moments stay in float32.
         decode: whether outputs are summed from the rows of active features, or by a dense product; `auto` sums rows
-            for TopK on the CPU, where it is faster, unless decoders are cross-layer.
+            for TopK on the CPU where few features are on, unless decoders are cross-layer.
         seed: of the initial weights, and of the order of tokens within a buffer.
 
     Raises:
