@@ -25,7 +25,7 @@ def features(recipe, w, x: Array, slot: int) -> tuple[Array, Array]:
             np.put_along_axis(f, kept, np.take_along_axis(up, kept, 1), 1)
             return pre, f
         case "batchtopk":
-            cut = np.sort(up.ravel())[::-1][recipe.objective.k * len(up) - 1]
+            cut = np.sort(up.ravel())[::-1][round(recipe.objective.k * len(up)) - 1]
             return pre, np.where(up >= max(cut, 1e-300), up, 0)
 
 

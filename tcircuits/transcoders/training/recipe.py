@@ -35,7 +35,7 @@ class Objective:
         preactivation: weight of sum_j n_j max(0, theta_j - pre_j), which lets features that are off find their way
             back.
         bandwidth: width of JumpReLU's kernel around the threshold.
-        k: BatchTopK's mean number of features kept for a token (TopK's is part of the dictionary).
+        k: BatchTopK's mean number of features kept for a token, not necessarily whole (TopK's is part of the dictionary).
         auxk: weight of the error that the `k_aux` largest dead features leave of the residual (Gao et al. 2024).
         k_aux: how many; None is half of the width.
         dead_after: tokens without firing after which a feature counts as dead.
@@ -57,11 +57,14 @@ class Objective:
     tanh_scale: float = 4.0
     preactivation: float = 0.0
     bandwidth: float = 0.1
-    k: int | None = None
+    k: float | None = None
     auxk: float = 0.0
     k_aux: int | None = None
     dead_after: int = 1_000_000
     nested: tuple[int, ...] = ()
+    nested_apart: bool = False
+    overlap: float = 0.0
+    overlap_free: float = 0.3
     prediction: float = 0.0
     prediction_rank: int = 256
     cross_grad: bool = False
