@@ -1,5 +1,6 @@
 """Worlds with a known truth against their definition, in NumPy; measures against hand-worked cases and loops."""
 
+import json
 from dataclasses import replace
 from itertools import combinations, permutations, product
 
@@ -7,10 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 from scipy.stats import multivariate_normal, norm
 
+from experiments import common, synthetic_truth
 from experiments.synthetic import metrics, trial, world
 from experiments.synthetic.world import WorldConfig
+from tcircuits.transcoders.config import TranscoderConfig
+from tcircuits.transcoders.dictionary import Transcoders
 from tcircuits.types import InputError
 
 CFG = WorldConfig(
@@ -175,7 +180,7 @@ def test_the_full_world_has_the_published_number_of_active_features():
 def test_worlds_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="forest has 10880 nodes, more than features=1000"):
         WorldConfig(features=1000)
-    with pytest.raises(InputError, match="p_min=0.5, p_max=0.4"):
+    with pytest.raises(InputError, match=r"p_min=0\.5, p_max=0\.4"):
         WorldConfig(p_min=0.5)
 
 
@@ -200,3 +205,119 @@ def test_the_assignment_is_the_best_of_all(shape):
     ways = permutations(range(small.shape[1]), small.shape[0])
     best = max(np.mean([small[i, j] for i, j in enumerate(way)]) for way in ways)
     assert metrics.mean_correlation(cos) == pytest.approx(best)
+
+
+def test_a_dictionary_is_measured_as_defined(drawn):
+    """All figures once more in NumPy, from the same batches."""
+    cfg, w, _, _ = drawn["correlated"]
+    batches, n, F, seed = 3, 200, 20, 7
+    rng = np.random.default_rng(0)
+    enc, dec = rng.normal(size=(F, cfg.d_model)), rng.normal(size=(F, cfg.d_model))
+    dec[3], enc[4] = 0.0, 0.0  # one writes nothing, one is never on
+    own = TranscoderConfig("sae", 1, cfg.d_model, F, (0,), "batchtopk", reads="resid_post", writes="resid_post")
+    shift = rng.normal(size=cfg.d_model)
+    arrays = {"w_enc": enc[None], "b_enc": np.zeros((1, F)), "w_dec": dec[None], "b_dec": shift[None]}
+    d = Transcoders(
+        own,
+        "random",
+        **{k: jnp.asarray(v, jnp.float32) for k, v in arrays.items()},
+        threshold=jnp.full((1, F), 1.5),
+        w_skip=None,
+    )
+    got = trial.measure(d, cfg, w, seed, batches, n)
+    key = jax.random.fold_in(jax.random.key(2**31 - 1), seed)
+    xs, actives = [], []
+    for i in range(batches):
+        s = jax.jit(world.sample, static_argnums=(0, 3))(cfg, w, jax.random.fold_in(key, i), n)
+        xs.append(np.asarray(world.activations(w, s), np.float64))
+        actives.append(np.asarray(world.is_active(cfg, s)))
+    x, active = np.concatenate(xs), np.concatenate(actives)
+    pre = x @ enc.T
+    assert np.abs(pre - 1.5).min() > 1e-5  # nothing that rounding could turn on or off
+    f = np.where(pre > 1.5, pre, 0)
+    guess = f @ dec + shift
+    truth = np.asarray(w.directions, np.float64)
+    cos = np.array([[abs(a @ b) / max(np.linalg.norm(a), 1e-8) / np.linalg.norm(b) for b in truth] for a in dec])
+    scores = []
+    for j in range(F):
+        t, p = active[:, cos[j].argmax()], f[:, j] > 0
+        precision = (t & p).sum() / p.sum() if p.any() else 0.0
+        recall = (t & p).sum() / t.sum() if t.any() else 0.0
+        scores.append((precision, recall, 2 * precision * recall / (precision + recall) if (t & p).any() else 0.0))
+    means = dict(zip(("precision", "recall", "f1"), np.mean(scores, 0), strict=True))
+    rows, columns = linear_sum_assignment(-cos)
+    variance = ((x - x.mean(0)) ** 2).sum()
+    expected = means | {
+        "mcc": cos[rows, columns].mean(),
+        "uniqueness": len(set(cos.argmax(1))) / F,
+        "explained_variance": 1 - ((x - guess) ** 2).sum() / variance,
+        "l0": (f > 0).sum() / len(x),
+        "dead": (f == 0).all(0).sum(),
+        "shrinkage": (np.linalg.norm(guess, axis=1) / np.linalg.norm(x, axis=1)).mean(),
+        "true_l0": active.sum() / len(x),
+    }
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        assert got[name] == pytest.approx(value, rel=2e-5), name  # float32 sums of 600 tokens
+
+
+def test_the_experiment_runs_and_leaves_a_result(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    small = synthetic_truth.Scale(part=16, tokens=640, batch=64, lr=2e-3, measured=1024)
+    monkeypatch.setitem(synthetic_truth.SCALES, "eighth", small)
+    synthetic_truth.main(synthetic_truth.Config(methods=("batchtopk", "apart"), l0=(25.0,), seeds=(1, 2)))
+    figures = json.loads((tmp_path / "synthetic_truth.json").read_text())["figures"]
+    assert [(r["method"], r["seed"]) for r in figures["rows"]] == [
+        (m, s) for s in (1, 2) for m in ("batchtopk", "ours")
+    ]
+    apart = [r["f1"] for r in figures["rows"] if r["method"] == "apart"]
+    base, line = figures["summary"]
+    assert line["f1"] == pytest.approx(np.mean(apart))
+    assert line["f1_sd"] == pytest.approx(abs(apart[0] - apart[1]) / np.sqrt(2))
+    assert line["f1_gain"] == pytest.approx(line["f1"] - base["f1"])
+    assert (base["f1_published"], base["f1_gain"], base["f1_gain_published"]) == (0.7316, 0, 0)
+    assert line["f1_published"] is None
+    assert all(0 < r["mcc"] < 1 and 0 <= r["f1"] < 1 and 0.5 < r["l0"] < 5 for r in figures["rows"])
+    assert "batchtopk" in capsys.readouterr().out
+
+
+def test_a_run_that_was_cut_off_is_completed(tmp_path, monkeypatch):
+    """Rows of the same commit and sizes are kept, of others not; only seeds that are missing are trained."""
+    state, ran = {"commit": "a", "dirty": False}, []
+
+    def one(cfg, scale, world, arrays, tokens, asked, seed, curve):
+        ran.append((asked, seed))
+        return [
+            {"l0_asked": asked, "method": "batchtopk", "seed": seed} | dict.fromkeys(synthetic_truth.MEASURED, seed)
+        ]
+
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(common, "commit", lambda: dict(state))
+    monkeypatch.setattr(synthetic_truth, "one_seed", one)
+    monkeypatch.setattr(synthetic_truth, "make_world", lambda cfg: None)
+    cfg = synthetic_truth.Config(methods=("batchtopk",), l0=(25.0, 20.0), seeds=(1, 2))
+    synthetic_truth.main(replace(cfg, seeds=(1,)))
+    synthetic_truth.main(cfg)
+    assert ran == [(25, 1), (20, 1), (25, 2), (20, 2)]
+    lines = json.loads((tmp_path / "synthetic_truth.json").read_text())["figures"]["summary"]
+    assert [(x["l0_asked"], x["seeds"], x["f1"]) for x in lines] == [(25, 2, 1.5), (20, 2, 1.5)]
+    state["commit"] = "b"
+    synthetic_truth.main(replace(cfg, l0=(25.0,)))
+    assert ran[4:] == [(25, 1), (25, 2)]
+    synthetic_truth.main(replace(cfg, l0=(25.0,), tokens=1000))
+    assert ran[6:] == [(25, 1), (25, 2)]
+
+
+def test_the_weight_of_l1_is_read_off_the_curve():
+    curve = [{"l1": 0.01, "l0": 8.0}, {"l1": 0.04, "l0": 2.0}, {"l1": 0.08, "l0": 0.0}]
+    assert synthetic_truth.l1_weight(curve, 4.0) == pytest.approx(0.02)  # halfway in both logarithms
+    assert synthetic_truth.l1_weight(curve, 100.0) == pytest.approx(0.01)
+
+
+def test_what_cannot_be_run_is_refused():
+    with pytest.raises(InputError, match="'pca' is unknown; there are batchtopk"):
+        synthetic_truth.main(synthetic_truth.Config(methods=("pca",)))
+    with pytest.raises(InputError, match=r"batchtopk needs objective\.k"):
+        synthetic_truth.main(synthetic_truth.Config(l0=(4.0,)))
+    with pytest.raises(InputError, match="at least one of each"):
+        synthetic_truth.main(synthetic_truth.Config(seeds=()))

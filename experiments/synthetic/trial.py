@@ -53,7 +53,7 @@ def measure(d: Transcoders, cfg: WorldConfig, world: World, seed: int, batches: 
     cos = metrics.cosines(np.asarray(d.w_dec[0], np.float64), np.asarray(world.directions, np.float64))
     match = cos.argmax(1)
     key = jax.random.fold_in(jax.random.key(2**31 - 1), seed)
-    sums = _counted(cfg, batches, batch, world, d, jnp.asarray(match), key)
+    sums: dict[str, Any] = _counted(cfg, batches, batch, world, d, jnp.asarray(match), key)
     total = {name: np.asarray(v, np.float64).sum(0) for name, v in sums.items()}
     n = batches * batch
     variance = total["square"] - (total["x"] ** 2).sum() / n

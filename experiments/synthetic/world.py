@@ -139,7 +139,8 @@ def drawn(cfg: WorldConfig) -> np.ndarray:
     """The probability with which each feature is drawn [N], before parents and siblings have their say.
 
     A child's is what it should be, given its parent, times one more than the siblings that are expected beside it; at
-    most 1. Where that limit holds, or children together are more frequent than their parent, they fire less than wanted.
+    most 1. Where that limit holds, or children together are more frequent than their parent, they fire less often than
+    wanted.
     """
     p = wanted(cfg)
     out = p.copy()
@@ -206,7 +207,9 @@ def sample(cfg: WorldConfig, world: World, key: Array, n: int) -> Sample:
     for level, k in enumerate(k_levels):
         index, value = _children(cfg, world, shared[token], k, level, index, value)
         found.append((token, index, value))
-    return Sample(*(jnp.concatenate(a) for a in zip(*found, rest, strict=True)), lost + more, n)
+    parts: Any = zip(*found, rest, strict=True)
+    token, index, value = (jnp.concatenate(a) for a in parts)
+    return Sample(token, index, value, lost + more, n)
 
 
 def _independent(cfg: WorldConfig, world: World, shared: Array, key: Array, start: int, stop: int) -> Any:

@@ -101,8 +101,6 @@ def outputs(recipe: Recipe, w: Weights, code: Code, x: Float[Array, "L B D"]) ->
     edges = [0, *recipe.objective.nested, recipe.dictionary.d_feature]
     total, found = base, []
     for start, stop in pairwise(edges):
-        if recipe.objective.nested_apart:
-            total = jax.lax.stop_gradient(total)
         total = total + _written(recipe, w, code, start, stop)
         found.append(total)
     return found
