@@ -54,7 +54,7 @@ PUBLISHED = {  # arXiv 2602.14687 and the tool's documentation: 5 seeds, standar
     },
 }
 CHOOSING = 100  # the seed with which L1's weight is found
-L1_WEIGHTS = (1e-3, 1e-1, 5)  # least, largest, how many are tried
+L1_TRIED = 4  # how many weights
 ACTIVATION: dict[str, Any] = {"l1": "relu", "jumprelu": "jumprelu"}  # all others: batchtopk
 
 
@@ -66,13 +66,17 @@ class Scale:
     tokens: int
     batch: int
     lr: float
+    warmup: int
+    decay: float
+    l1: tuple[float, float]
+    """The weights of L1 between which the one for the wanted L0 is looked for."""
     measured: int
     """Tokens of the figures."""
 
 
 SCALES = {
-    "full": Scale(1, 200_000_000, 1024, 3e-4, 500 * 1024),
-    "eighth": Scale(8, 384_000, 256, 3e-3, 20 * 1024),
+    "full": Scale(1, 200_000_000, 1024, 3e-4, 0, 0.0, (3e-3, 2e-2), 500 * 1024),
+    "eighth": Scale(8, 384_000, 256, 3e-3, 100, 0.3, (3e-2, 8e-2), 20 * 1024),
 }
 
 
@@ -111,7 +115,7 @@ def recipe(method: str, world: WorldConfig, scale: Scale, l0: float, tokens: int
             objective = replace(objective, l0=0.1, l0_target=l0, bandwidth=0.5, preactivation=1e-4)
         case _:
             objective = replace(objective, l1=l1)
-    optimizer = Optimizer(scale.lr, warmup=min(100, steps // 10), decay=0.3, clip=None, sparsity_warmup=steps // 10)
+    optimizer = Optimizer(scale.lr, warmup=scale.warmup, decay=scale.decay, clip=None, sparsity_warmup=steps // 10)
     own: dict[str, Any] = METHODS[method](width)
     return Recipe(d, replace(objective, **own), optimizer, steps=steps, batch=scale.batch, start="tied")
 
@@ -129,7 +133,7 @@ METHODS: dict[str, Any] = {
 
 def l1_curve(world: WorldConfig, arrays: World, scale: Scale, tokens: int) -> list[dict[str, float]]:
     """The L0 that weights of L1 lead to, with a seed of its own: the weight for a wanted L0 is read off it."""
-    weights = [float(w) for w in np.geomspace(*L1_WEIGHTS)]
+    weights = [float(w) for w in np.geomspace(*scale.l1, L1_TRIED)]
     recipes = tuple(recipe("l1", world, scale, 1.0, tokens, w) for w in weights)
     trained = train(recipes, world, arrays, CHOOSING)
     found = [measure(d, world, arrays, CHOOSING, 4, 1024)["l0"] for d in trained]

@@ -263,7 +263,9 @@ def test_a_dictionary_is_measured_as_defined(drawn):
 
 def test_the_experiment_runs_and_leaves_a_result(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
-    small = synthetic_truth.Scale(part=16, tokens=640, batch=64, lr=2e-3, measured=1024)
+    small = synthetic_truth.Scale(
+        part=16, tokens=640, batch=64, lr=2e-3, warmup=1, decay=0.3, l1=(1e-2, 1e-1), measured=1024
+    )
     monkeypatch.setitem(synthetic_truth.SCALES, "eighth", small)
     synthetic_truth.main(synthetic_truth.Config(methods=("batchtopk", "apart"), l0=(25.0,), seeds=(1, 2)))
     figures = json.loads((tmp_path / "synthetic_truth.json").read_text())["figures"]

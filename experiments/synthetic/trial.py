@@ -1,5 +1,6 @@
 """One dictionary trained on a world, and what it recovers."""
 
+import warnings
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,11 +12,14 @@ import numpy as np
 from experiments.synthetic import metrics
 from experiments.synthetic.world import World, WorldConfig, activations, is_active, sample
 from tcircuits.transcoders.dictionary import Transcoders, decode, encode
+from tcircuits.transcoders.training.codes import cut_of, preactivations
 from tcircuits.transcoders.training.recipe import Recipe
 from tcircuits.transcoders.training.step import State, init_state, result, train_step
 from tcircuits.types import Array, Float, Int
+from tcircuits.view.terminal import progress
 
 FIRST = 4096  # activations that give scales and means
+AT_ONCE = 500  # steps of one call
 
 
 def train(recipes: tuple[Recipe, ...], cfg: WorldConfig, world: World, seed: int) -> list[Transcoders]:
@@ -24,27 +28,54 @@ def train(recipes: tuple[Recipe, ...], cfg: WorldConfig, world: World, seed: int
     Recipes must agree on the number of steps and the size of a batch.
     """
     first, rest = jax.random.split(jax.random.key(seed))
-    x = activations(world, sample(cfg, world, first, FIRST))[None]
-    states = tuple(init_state(replace(recipe, seed=seed), x, x) for recipe in recipes)
-    states, _ = fit(recipes, cfg, world, states, rest)
+    x, steps, dropped = activations(world, sample(cfg, world, first, FIRST))[None], recipes[0].steps, 0
+    states = tuple(first_state(replace(recipe, seed=seed), x) for recipe in recipes)
+    with progress("training") as tell:
+        for start in range(0, steps, AT_ONCE):
+            stop = min(start + AT_ONCE, steps)
+            states, lost = fit(recipes, cfg, world, states, rest, start, stop)
+            dropped += int(lost)
+            tell(stop, steps)
+    if dropped:
+        warnings.warn(f"{dropped} active features found no place in their batches: raise `world.room`", stacklevel=2)
     return [result(recipe, state, f"synthetic-{seed}") for recipe, state in zip(recipes, states, strict=True)]
+
+
+def first_state(recipe: Recipe, x: Float[Array, "L B D"]) -> State:
+    """The trainer's, but for JumpReLU's thresholds: at first they let the wanted number of features on.
+
+    From the trainer's own 0.1 they would need a thousand steps at the learning rate of short runs.
+    """
+    state = init_state(recipe, x, x)
+    w, target = state.weights, recipe.objective.l0_target
+    if w.log_threshold is None or target is None:
+        return state
+    pre = preactivations(recipe, w, x / state.scales.x[:, None, None])
+    cut = cut_of(pre, round(target * x.shape[1]))
+    return replace(state, weights=replace(w, log_threshold=jnp.full_like(w.log_threshold, jnp.log(cut))))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def fit(
-    recipes: tuple[Recipe, ...], cfg: WorldConfig, world: World, states: tuple[State, ...], key: Array
+    recipes: tuple[Recipe, ...],
+    cfg: WorldConfig,
+    world: World,
+    states: tuple[State, ...],
+    key: Array,
+    start: Any,
+    stop: Any,
 ) -> tuple[tuple[State, ...], Int[Array, ""]]:
-    """All steps in one program, each on a batch of its own; and how many active features the batches left out."""
-    steps, batch = recipes[0].steps, recipes[0].batch
+    """Steps start..stop in one program, each on a batch of its own; and how many active features had no place."""
+    batch = recipes[0].batch
 
-    def one(carry: tuple[tuple[State, ...], Array], number: Array) -> tuple[tuple[tuple[State, ...], Array], None]:
+    def one(number: Array, carry: tuple[tuple[State, ...], Array]) -> tuple[tuple[State, ...], Array]:
         states, dropped = carry
         s = sample(cfg, world, jax.random.fold_in(key, number), batch)
         x = activations(world, s)[None]
         moved = tuple(train_step(r, state, x, x)[0] for r, state in zip(recipes, states, strict=True))
-        return (moved, dropped + s.dropped), None
+        return moved, dropped + s.dropped
 
-    return jax.lax.scan(one, (states, jnp.zeros((), jnp.int32)), jnp.arange(steps))[0]
+    return jax.lax.fori_loop(start, stop, one, (states, jnp.zeros((), jnp.int32)))
 
 
 def measure(d: Transcoders, cfg: WorldConfig, world: World, seed: int, batches: int, batch: int) -> dict[str, float]:
