@@ -12,7 +12,9 @@ the compiled program. L1's weight, for the L0 asked for, and the penalty's come 
 At an eighth, features, dimensions, width, active features and the L0 asked for are all divided by eight: 2,048 features
 in 96 dimensions, about 4.2 active, dictionaries of 512 with L0 25 / 8 or 20 / 8, and 384,000 activations instead of
 200 million. Directions in 96 dimensions are further from orthogonal than in 768, and a feature is seen 500 times less
-often: figures do not compare with the published ones, which are for the full size. Differences between methods may.
+often: figures do not compare with the published ones, which are for the full size. Matryoshka's lead over BatchTopK may
+be compared, with care: all are far from converged. JumpReLU and L1 come near the L0 asked for, the others reach it; see
+each row's `l0`. A run that was cut off is completed by the same command at the same commit.
 
 A step of one dictionary takes 10 B F D operations in its products: at full size 32 GFLOP, 6.3 PFLOP for 200M samples
 (`apart` 77 GFLOP more), and by estimate 1 GB of memory traffic: pre-activations, moments, the 43,500 rows that make a
