@@ -86,8 +86,10 @@ def recipe(cfg: Config, model: tc.Model, kind: str, k: int) -> Recipe:
 
 
 def trained(cfg: Config, model: tc.Model, text: Any, kind: str, k: int, work: Path) -> tc.Transcoders:
-    """A set, trained now or by an earlier run of this command."""
+    """A set, trained now or by an earlier run of this command (remove `work` to train anew)."""
     run = work / f"{kind}-{k}"
+    if (run / "transcoders").is_dir():  # appears when it is whole
+        return tc.load_transcoders(run / "transcoders", model=model)
 
     def watch(row: dict[str, Any]) -> None:
         if row["step"] % 256 == 0:

@@ -25,7 +25,7 @@ def features(recipe, w, x: Array, slot: int) -> tuple[Array, Array]:
             np.put_along_axis(f, kept, np.take_along_axis(up, kept, 1), 1)
             return pre, f
         case "batchtopk":
-            cut = np.sort(up.ravel())[::-1][recipe.objective.k * len(up) - 1]
+            cut = np.sort(up.ravel())[::-1][round(recipe.objective.k * len(up)) - 1]
             return pre, np.where(up >= max(cut, 1e-300), up, 0)
 
 
@@ -119,6 +119,17 @@ def prediction(recipe, w, fixed, x: list[Array], slot: int) -> float:
     return ((target - guess) ** 2).sum(1).mean()
 
 
+def overlap(recipe, w, m: int) -> float:
+    """The overlap of one layer's decoder rows, pair by pair."""
+    rows = [d / np.linalg.norm(d) for d in w["w_dec"][m]]
+    total = 0.0
+    for i, one in enumerate(rows):
+        for j, other in enumerate(rows):
+            if i != j:
+                total += max(abs(one @ other) - recipe.objective.overlap_free, 0) ** 2
+    return total / len(rows)
+
+
 def loss(recipe, w, x: list[Array], y: list[Array], dead: Array, strength: float = 1.0, fixed=None) -> Array:
     """The loss of each layer."""
     o, fixed = recipe.objective, w if fixed is None else fixed
@@ -134,6 +145,8 @@ def loss(recipe, w, x: list[Array], y: list[Array], dead: Array, strength: float
             total += o.auxk * auxiliary(recipe, w, fixed, x, y, dead, m)
         if o.prediction:
             total += o.prediction * prediction(recipe, w, fixed, x, m)
+        if o.overlap:
+            total += o.overlap * overlap(recipe, w, m)
         out.append(total)
     return np.array(out)
 

@@ -71,7 +71,7 @@ def encode_batch(recipe: Recipe, w: Weights, x: Float[Array, "L B D"]) -> Code:
             f = jumprelu(pre, jnp.exp(w.log_threshold), recipe.objective.bandwidth)
         return Code(pre, f, None, None, nothing, _on(f))
     if recipe.objective.k is not None:
-        f, smallest = largest_of_batch(pre, recipe.objective.k * pre.shape[1])
+        f, smallest = largest_of_batch(pre, max(1, round(recipe.objective.k * pre.shape[1])))
         return Code(pre, f, None, None, smallest, _on(f))
     index, value = slots(recipe, pre)
     if sums_rows(recipe):

@@ -78,6 +78,8 @@ def _by_batch(recipe: Recipe, w: Weights, x: Array, y: Array, dead: Array) -> tu
         auxiliary = o.auxk * _auxk(recipe, w, code, y, guesses[-1], dead)
     if o.prediction and w.head is not None:
         auxiliary = auxiliary + o.prediction * _prediction(recipe, w.head, code)
+    if o.overlap:
+        auxiliary = auxiliary + o.overlap * _overlap(recipe, w)
     return guesses[-1], errors, _sparsity(recipe, w, code), auxiliary, Seen(code.on, code.smallest)
 
 
@@ -273,3 +275,10 @@ def _prediction(recipe: Recipe, head: Head, code: Code) -> Float[Array, " L"]:
     guess = jax.nn.relu(jnp.einsum("LBR,LRF->LBF", hidden, head.u) + head.b[:, None])
     gap = jnp.sum((jax.lax.stop_gradient(f[1:]) - guess) ** 2, -1).mean(-1)
     return jnp.concatenate([gap, jnp.zeros(1, gap.dtype)])
+
+
+def _overlap(recipe: Recipe, w: Weights) -> Float[Array, " L"]:
+    """How far the |cos| of pairs of decoder rows are above what is free, squared; a mean over rows of sums."""
+    rows = w.w_dec / jnp.sqrt(jnp.sum(w.w_dec**2, -1, keepdims=True) + 1e-12)
+    cos = jnp.abs(jnp.einsum("LFD,LGD->LFG", rows, rows)) - 2.0 * jnp.eye(rows.shape[1], dtype=rows.dtype)
+    return jnp.sum(jax.nn.relu(cos - recipe.objective.overlap_free) ** 2, (1, 2)) / rows.shape[1]

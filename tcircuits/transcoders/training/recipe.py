@@ -35,12 +35,16 @@ class Objective:
         preactivation: weight of sum_j n_j max(0, theta_j - pre_j), which lets features that are off find their way
             back.
         bandwidth: width of JumpReLU's kernel around the threshold.
-        k: BatchTopK's mean number of features kept for a token (TopK's is part of the dictionary).
+        k: BatchTopK's mean number of features kept for a token, whole or not (TopK's is part of the dictionary).
         auxk: weight of the error that the `k_aux` largest dead features leave of the residual (Gao et al. 2024).
         k_aux: how many; None is half of the width.
         dead_after: tokens without firing after which a feature counts as dead.
         nested: widths of prefixes of the dictionary that must each reconstruct alone (Matryoshka; Bussmann et al.
             2025); the whole is always among them, and the errors are averaged.
+        overlap: weight of the mean over decoder rows of sum_{i != j} max(0, |cos(d_i, d_j)| - overlap_free)^2: rows
+            that share a direction, such as a child that has absorbed its parent, are pushed apart (in the spirit of
+            Korznikov et al. 2025, arXiv 2509.22033). It takes F^2 D operations three times and an array [F, F].
+        overlap_free: |cos| that costs nothing; chance alone gives sqrt(2 log F / D) for the closest of F rows.
         prediction: weight of |f_{l+1} - P(f_l)|^2, P a ReLU network of rank `prediction_rank` (HAGD's cross-layer
             prediction; Uddin et al. 2026); the target is detached.
         prediction_rank: its width.
@@ -57,11 +61,13 @@ class Objective:
     tanh_scale: float = 4.0
     preactivation: float = 0.0
     bandwidth: float = 0.1
-    k: int | None = None
+    k: float | None = None
     auxk: float = 0.0
     k_aux: int | None = None
     dead_after: int = 1_000_000
     nested: tuple[int, ...] = ()
+    overlap: float = 0.0
+    overlap_free: float = 0.3
     prediction: float = 0.0
     prediction_rank: int = 256
     cross_grad: bool = False
@@ -177,7 +183,7 @@ def _sizes(r: Recipe) -> list[str]:
 
 def _terms(r: Recipe) -> list[str]:
     o, c, wrong = r.objective, r.dictionary, []
-    for name in ("l1", "l0", "frequency", "tanh", "preactivation", "auxk", "prediction"):
+    for name in ("l1", "l0", "frequency", "tanh", "preactivation", "auxk", "prediction", "overlap"):
         if not getattr(o, name) >= 0:
             wrong.append(f"{name}={getattr(o, name)} must not be negative")
     if (o.l0 or o.frequency) and c.activation != "jumprelu":
@@ -188,6 +194,10 @@ def _terms(r: Recipe) -> list[str]:
         wrong.append("preactivation is for relu and jumprelu: TopK has auxk")
     if o.nested and (list(o.nested) != sorted(set(o.nested)) or o.nested[0] < 1 or o.nested[-1] >= c.d_feature):
         wrong.append(f"nested={o.nested} must be ascending widths below d_feature={c.d_feature}")
+    if o.overlap and c.kind == "clt":
+        wrong.append("overlap needs one decoder a feature: a cross-layer feature has one for each layer")
+    if not 0 <= o.overlap_free < 1:
+        wrong.append(f"overlap_free={o.overlap_free} must be a |cos|, in 0..1 without 1")
     if o.bandwidth <= 0 or o.dead_after < 1 or o.prediction_rank < 1:
         wrong.append("bandwidth, dead_after and prediction_rank must be positive")
     if o.k_aux is not None and not 1 <= o.k_aux <= c.d_feature:

@@ -180,6 +180,8 @@ def bad(**more):
         (bad(objective=Objective(k=3)), "belongs to batchtopk"),
         (bad(dictionary=config(activation="batchtopk")), "batchtopk needs objective.k"),
         (bad(dictionary=config("clt")), "decoder_norm='free'"),
+        (bad(dictionary=config("clt"), objective=Objective(overlap=1.0)), "overlap needs one decoder a feature"),
+        (bad(objective=Objective(overlap_free=1.0)), "overlap_free=1.0 must be"),
         (bad(band=2), "belong to kind='clt'"),
         (bad(start="tied"), "is for SAEs"),
         (bad(start="zero"), "decoder_norm='unit'"),

@@ -1,0 +1,1 @@
+"""Activations whose true features are known, and how well a dictionary recovers them."""

@@ -1,0 +1,126 @@
+"""One dictionary trained on a world, and what it recovers."""
+
+import warnings
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.synthetic import metrics
+from experiments.synthetic.world import World, WorldConfig, activations, is_active, sample
+from tcircuits.transcoders.dictionary import Transcoders, decode, encode
+from tcircuits.transcoders.training.codes import cut_of, preactivations
+from tcircuits.transcoders.training.recipe import Recipe
+from tcircuits.transcoders.training.step import State, init_state, result, train_step
+from tcircuits.types import Array, Float, Int
+from tcircuits.view.terminal import progress
+
+FIRST = 4096  # activations that give scales and means
+AT_ONCE = 500  # steps of one call
+
+
+def train(recipes: tuple[Recipe, ...], cfg: WorldConfig, world: World, seed: int) -> list[Transcoders]:
+    """A dictionary for each recipe, all from the same batches; `seed` is of their first weights and of the data.
+
+    Recipes must agree on the number of steps and the size of a batch.
+    """
+    first, rest = jax.random.split(jax.random.key(seed))
+    x, steps, dropped = activations(world, sample(cfg, world, first, FIRST))[None], recipes[0].steps, 0
+    states = tuple(first_state(replace(recipe, seed=seed), x) for recipe in recipes)
+    with progress("training") as tell:
+        for start in range(0, steps, AT_ONCE):
+            stop = min(start + AT_ONCE, steps)
+            states, lost = fit(recipes, cfg, world, states, rest, start, stop)
+            dropped += int(lost)
+            tell(stop, steps)
+    if dropped:
+        warnings.warn(f"{dropped} active features found no place in their batches: raise `world.room`", stacklevel=2)
+    return [result(recipe, state, f"synthetic-{seed}") for recipe, state in zip(recipes, states, strict=True)]
+
+
+def first_state(recipe: Recipe, x: Float[Array, "L B D"]) -> State:
+    """The trainer's, but for JumpReLU's thresholds: at first they let the wanted number of features on.
+
+    From the trainer's own 0.1 they would need a thousand steps at the learning rate of short runs.
+    """
+    state = init_state(recipe, x, x)
+    w, target = state.weights, recipe.objective.l0_target
+    if w.log_threshold is None or target is None:
+        return state
+    pre = preactivations(recipe, w, x / state.scales.x[:, None, None])
+    cut = cut_of(pre, round(target * x.shape[1]))
+    return replace(state, weights=replace(w, log_threshold=jnp.full_like(w.log_threshold, jnp.log(cut))))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def fit(
+    recipes: tuple[Recipe, ...],
+    cfg: WorldConfig,
+    world: World,
+    states: tuple[State, ...],
+    key: Array,
+    start: Any,
+    stop: Any,
+) -> tuple[tuple[State, ...], Int[Array, ""]]:
+    """Steps start..stop in one program, each on a batch of its own; and how many active features had no place."""
+    batch = recipes[0].batch
+
+    def one(number: Array, carry: tuple[tuple[State, ...], Array]) -> tuple[tuple[State, ...], Array]:
+        states, dropped = carry
+        s = sample(cfg, world, jax.random.fold_in(key, number), batch)
+        x = activations(world, s)[None]
+        moved = tuple(train_step(r, state, x, x)[0] for r, state in zip(recipes, states, strict=True))
+        return moved, dropped + s.dropped
+
+    return jax.lax.fori_loop(start, stop, one, (states, jnp.zeros((), jnp.int32)))
+
+
+def measure(d: Transcoders, cfg: WorldConfig, world: World, seed: int, batches: int, batch: int) -> dict[str, float]:
+    """The figures of a dictionary on batches that no training sees (a key of another kind)."""
+    assert d.w_dec is not None
+    cos = metrics.cosines(np.asarray(d.w_dec[0], np.float64), np.asarray(world.directions, np.float64))
+    match = cos.argmax(1)
+    key = jax.random.fold_in(jax.random.key(2**31 - 1), seed)
+    sums: dict[str, Any] = _counted(cfg, batches, batch, world, d, jnp.asarray(match), key)
+    total = {name: np.asarray(v, np.float64).sum(0) for name, v in sums.items()}
+    n = batches * batch
+    variance = total["square"] - (total["x"] ** 2).sum() / n
+    return metrics.detection(total["both"], total["fired"], total["active"]) | {
+        "mcc": metrics.mean_correlation(cos),
+        "uniqueness": metrics.uniqueness(match),
+        "explained_variance": 1 - float(total["error"] / variance),
+        "l0": float(total["fired"].sum() / n),
+        "dead": int((total["fired"] == 0).sum()),
+        "shrinkage": float(total["ratio"] / n),
+        "true_l0": float(total["true"] / n),
+    }
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _counted(
+    cfg: WorldConfig, batches: int, batch: int, world: World, d: Transcoders, match: Int[Array, " F"], key: Array
+) -> dict[str, Float[Array, "S ..."]]:
+    """Sums over each batch."""
+
+    def one(number: Array) -> dict[str, Any]:
+        s = sample(cfg, world, jax.random.fold_in(key, number), batch)
+        x = activations(world, s)
+        f = encode(d, 0, x)
+        guess = decode(d, 0, f[None])
+        fires, active = f > 0, is_active(cfg, s)[:, match]
+        size = jnp.linalg.norm(x, axis=1)
+        return {
+            "both": jnp.sum(fires & active, 0),
+            "fired": jnp.sum(fires, 0),
+            "active": jnp.sum(active, 0),
+            "true": jnp.sum(s.value > 0),
+            "x": x.sum(0),
+            "square": jnp.sum(x**2),
+            "error": jnp.sum((x - guess) ** 2),
+            "ratio": jnp.sum(jnp.linalg.norm(guess, axis=1) / jnp.maximum(size, 1e-6)),
+        }
+
+    return jax.lax.map(one, jnp.arange(batches))
