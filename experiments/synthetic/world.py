@@ -185,7 +185,7 @@ def apart(cfg: WorldConfig, e: Float[Array, "N D"]) -> Float[Array, "N D"]:
         size = jnp.sum(e**2, 1, keepdims=True)
         gradient = 4 * (e @ (e.T @ e) - size * e) + 4 * cfg.features * (size - 1) * e
         moves, state = adam.update(gradient, state)
-        return (optax.apply_updates(e, moves), state), None  # pyrefly: ignore
+        return (e + jnp.asarray(moves), state), None
 
     e = e / jnp.linalg.norm(e, axis=1, keepdims=True)
     (e, _), _ = jax.lax.scan(turn, (e, adam.init(e)), None, cfg.turns)
