@@ -171,6 +171,20 @@ def fuzz_rows() -> list[Row]:
     return [(what, text, "experiments.fuzz_loaders")]
 
 
+def truth_rows() -> list[Row]:
+    """Dictionaries against known features."""
+    f = read("synthetic_truth")["figures"]
+    by = {r["method"]: r for r in f["summary"] if r["l0_asked"] == 25.0}
+    sizes = f["sizes"]["world"]
+    what = f"dictionaries against {sizes['features']:,} known features (SynthSAEBench at an eighth, "
+    what += (
+        f"{f['sizes']['tokens']:,} samples, L0 25/8, {by['batchtopk']['seeds']} seeds; not comparable with full size)"
+    )
+    parts = [f"{name} F1 {by[k]['f1']:.2f}, MCC {by[k]['mcc']:.2f}" for k, name in
+             (("batchtopk", "BatchTopK"), ("matryoshka", "Matryoshka"))]  # fmt: skip
+    return [(what, "; ".join(parts), "experiments.synthetic_truth")]
+
+
 def trainer_rows() -> list[Row]:
     """Training steps against those of others."""
     f = read("bench_trainers")["figures"]
@@ -192,7 +206,7 @@ def table() -> str:
     """The figures as a Markdown table, and where they were measured."""
     rows = [*embedded_rows(), *reference_rows(), *balance_rows(), *perturbation_rows(), *trace_rows()]
     rows += [*selection_rows(), *speed_rows(), *format_rows(), *lazy_rows(), *fuzz_rows(), *claim_rows()]
-    rows += trainer_rows()
+    rows += [*truth_rows(), *trainer_rows()]
     lines = ["| what | figure | command |", "|---|---|---|"]
     lines += [f"| {what} | {figure} | `python -m {where}` |" for what, figure, where in rows]
     h, v = read("trace_smollm2")["hardware"], read("trace_smollm2")["versions"]

@@ -7,7 +7,8 @@ SynthSAEBench-16k (Chanin and Garriga-Alonso 2026, arXiv 2602.14687) is generate
 its features are trained on it by the package's trainer: BatchTopK, Matryoshka (prefixes of 1/32, 1/8 and 1/2),
 JumpReLU, ReLU with L1, and two attempts to do better: `finer` has six prefixes, `apart` is Matryoshka with a penalty on
 decoder rows that share a direction (`Objective.overlap`). All methods see the same batches of a seed, generated within
-the compiled program. L1's weight, for the L0 asked for, and the penalty's come from seeds that are not reported.
+the compiled program. L1's weight, for the L0 asked for, and the penalty's come from a seed that is not reported; where
+JumpReLU begins and in which range L1 is looked for was chosen after looking at seed 1 as well.
 
 At an eighth, features, dimensions, width, active features and the L0 asked for are all divided by eight: 2,048 features
 in 96 dimensions, about 4.2 active, dictionaries of 512 with L0 25 / 8 or 20 / 8, and 384,000 activations instead of
