@@ -96,7 +96,7 @@ def measured(folder: Path, text: corpus.Corpus, n: int, seed: int = 1) -> dict[s
         "parameters": count(model.cfg),
         "vocabulary": model.cfg.d_vocab,
         "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
-        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+        "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
     }
 
 

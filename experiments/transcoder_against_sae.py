@@ -3,16 +3,18 @@
     python -m experiments.transcoder_against_sae
 
 Dunefsky et al. 2024, section 4.2 and Figure 3: each MLP is replaced alone, by what a dictionary writes; L0 against the
-cross-entropy. Transcoders, skip transcoders and SAEs on the MLP's output are trained by `sweep` in one process, on the
+cross-entropy. Transcoders and SAEs on the MLP's output are trained by `sweep` in one process, on the
 same tokens in the same order: TopK, 1,024 features, several k, five seeds, all four layers. The SAEs begin with tied
 weights and unit decoder rows, the transcoders as `presets.make` sets them; both at the same learning rate.
 
-At each L0 there are 20 pairs (layer and seed), on the same held-out rows, with an interval for each by resampling rows.
-A pair holds where the transcoder's cross-entropy is not above the SAE's.
+At each k there are 20 pairs (layer and seed), on the same held-out rows, with an interval for each by resampling rows.
+Where a dictionary has fewer than k positive pre-activations its L0 is below k; the two of a pair are compared at the
+geometric middle of theirs, on curves that are linear in log L0 (within what both reach). A pair holds where the
+transcoder's cross-entropy is not above the SAE's. Members that `work` has measured are not trained again.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ import tcircuits as tc
 from experiments.common import ROOT, save, show
 from experiments.lm import rows
 from experiments.tiny_dictionaries import ASSETS, CONTEXT
-from tcircuits.transcoders.evaluation.compare import Comparison, compare
-from tcircuits.transcoders.evaluation.families import evaluate_members
-from tcircuits.transcoders.evaluation.results import Evaluation
+from tcircuits.transcoders.evaluation.compare import compare, sparsity
+from tcircuits.transcoders.evaluation.families import FILE, evaluate_members
+from tcircuits.transcoders.evaluation.results import Evaluation, Losses
+from tcircuits.transcoders.evaluation.saved import load_evaluation
 from tcircuits.transcoders.training.grid import Member, grid
 from tcircuits.transcoders.training.harvest import Fill
 from tcircuits.transcoders.training.sweep import sweep
@@ -38,8 +41,8 @@ class Config:
     """Features on."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Of weights and of the order of tokens."""
-    kinds: tuple[str, ...] = ("transcoder", "skip", "sae")
-    """Families; the first is compared with each other."""
+    kinds: tuple[str, ...] = ("transcoder", "sae")
+    """Families; the first is compared with each other (`skip` is a further one)."""
     tokens: int = 262_144
     """Trained on, each dictionary."""
     batch: int = 1024
@@ -50,38 +53,49 @@ class Config:
     """The sweep."""
 
 
-def families(members: Sequence[Member], found: dict[str, Evaluation], k: int) -> dict[str, dict[int, list[Evaluation]]]:
-    """The evaluations at one k, by family and seed."""
-    out: dict[str, dict[int, list[Evaluation]]] = {}
-    for m in members:
-        if m.point[1] == k and m.name in found:
-            out.setdefault(m.family, {}).setdefault(m.seed, []).append(found[m.name])
+Found = dict[str, Evaluation]
+Pair = dict[str, Any]
+
+
+def single(e: Evaluation, layer: int) -> Evaluation:
+    """The evaluation with one layer replaced alone, nothing else."""
+    i, told = e.sets.index((layer,)), e.losses
+    losses = Losses(told.original, told.ce[:, i : i + 1], told.kl[:, i : i + 1], told.agree[:, i : i + 1])
+    return replace(e, sets=((layer,),), losses=losses)
+
+
+def pairs(members: Sequence[Member], found: Found, other: str, cfg: Config, n_layers: int) -> list[Pair]:
+    """Every layer, seed and k: both cross-entropies at one L0, and the first less the second with its interval."""
+    by = {(m.family, m.seed, int(m.point[1])): found[m.name] for m in members if m.name in found}
+    out = []
+    for layer in range(n_layers):
+        for seed in cfg.seeds:
+            sides = [[single(by[family, seed, k], layer) for k in cfg.k] for family in (cfg.kinds[0], other)]
+            l0 = np.asarray([[sparsity(e, (layer,)) for e in side] for side in sides])
+            least, most = l0.min(1).max(), l0.max(1).min()
+            for i, k in enumerate(cfg.k):
+                at = float(np.clip(np.sqrt(l0[0, i] * l0[1, i]), least, most))
+                (pair,) = compare({seed: sides[0]}, {seed: sides[1]}, l0=[at]).pairs
+                row = {"second": other, "layer": layer, "seed": seed, "k": k, "l0": at, "ce": pair.ce}
+                out.append(row | asdict(pair.difference))
     return out
 
 
-def told(c: Comparison, k: int, first: str, second: str, n_layers: int) -> dict[str, Any]:
-    """The pairs of single layers at one k: how many hold, by layer, and how many are told apart from zero."""
-    pairs = [p for p in c.pairs if len(p.layers) == 1]
-    holds = np.asarray([p.difference.value <= 0 for p in pairs])
-    layers = np.asarray([p.layers[0] for p in pairs])
-    every = [p for p in c.pairs if len(p.layers) == n_layers]
+def told(found: list[Pair]) -> dict[str, Any]:
+    """How many pairs hold, and how many are told apart from zero."""
+    holds, n_layers = [p["value"] <= 0 for p in found], 1 + max(p["layer"] for p in found)
     return {
-        "first": first,
-        "second": second,
-        "k": k,
-        "pairs": len(pairs),
-        "hold": int(holds.sum()),
-        "below_zero": sum(p.difference.excludes_zero and p.difference.value < 0 for p in pairs),
-        "above_zero": sum(p.difference.excludes_zero and p.difference.value > 0 for p in pairs),
-        "hold_by_layer": [int(holds[layers == i].sum()) for i in range(n_layers)],
-        "difference_by_layer": [float(np.mean([p.difference.value for p in pairs if p.layers[0] == i]))
-                                for i in range(n_layers)],
-        "ce_by_layer": [[float(np.mean([p.ce[side] for p in pairs if p.layers[0] == i])) for side in (0, 1)]
-                        for i in range(n_layers)],
-        "all_layers": [asdict(p) for p in every],
-        "overall": asdict(c.overall),
-        "skipped": list(c.skipped),
-    }  # fmt: skip
+        "pairs": len(found),
+        "hold": sum(holds),
+        "below_zero": sum(p["high"] < 0 for p in found),
+        "above_zero": sum(p["low"] > 0 for p in found),
+        "hold_by_layer": [
+            sum(h for h, p in zip(holds, found, strict=True) if p["layer"] == i) for i in range(n_layers)
+        ],
+        "difference_by_layer": [
+            float(np.mean([p["value"] for p in found if p["layer"] == i])) for i in range(n_layers)
+        ],
+    }
 
 
 def curves(members: Sequence[Member], found: dict[str, Evaluation]) -> list[dict[str, Any]]:
@@ -95,38 +109,46 @@ def curves(members: Sequence[Member], found: dict[str, Evaluation]) -> list[dict
     return out
 
 
-def main(cfg: Config) -> None:
-    """Sweep, evaluate, compare."""
-    model, text = tc.load_model("tiny"), rows.text_of(ASSETS)
-    options: Any = {"kinds": cfg.kinds, "k": cfg.k, "seeds": cfg.seeds, "tokens": cfg.tokens, "batch": cfg.batch}
-    members = grid(model.cfg, expansions=(8,), **options)
-    drawn = rows.Drawn(text, CONTEXT, 1)
+def measured(cfg: Config, model: tc.Model, members: Sequence[Member]) -> Found:
+    """The evaluation of every member; what `work` has of it is read."""
+    folders = {m.name: cfg.work / "members" / m.name for m in members}
+    if all((folder / FILE).exists() for folder in folders.values()):
+        return {name: load_evaluation(folder / FILE) for name, folder in folders.items()}
+    text = rows.text_of(ASSETS)
 
     def watch(row: dict[str, Any]) -> None:
         print(f"step {row['step']} of {cfg.tokens // cfg.batch}, {row['tokens_per_second']:.0f} tokens/s", flush=True)
 
-    fill = Fill(CONTEXT, 64, 32)
+    fill, drawn = Fill(CONTEXT, 64, 32), rows.Drawn(text, CONTEXT, 1)
     done = sweep(model, members, drawn, cfg.work, fill=fill, checkpoint_every=2, watch=watch)
     if done.status != "done":
         raise SystemExit(f"stopped at step {done.step}; the same command goes on")
-    held_out = rows.held_out(text, cfg.rows, CONTEXT, seed=2)
-    folders = {m.name: cfg.work / "members" / m.name for m in members}
-    found = evaluate_members(model, done.made, held_out, folders, batch=32)
-    ours, *others = cfg.kinds
-    table = []
-    for other in others:
-        for k in cfg.k:
-            of = families(members, found, k)
-            table.append(told(compare(of[ours], of[other]), k, ours, other, model.cfg.n_layers))
-    names = ("first", "second", "k", "pairs", "hold", "below_zero", "above_zero")
-    show("cross-entropy with one MLP replaced", [{n: row[n] for n in names} for row in table])
-    against = [row for row in table if row["second"] == "sae"]
-    total = {n: sum(row[n] for row in against) for n in names[3:]}
-    ce = next(iter(found.values()))
-    levels = {"original": ce.ce_original, "zero": [r.ce["zero"] for r in ce.replaced],
-              "mean": [r.ce["mean"] for r in ce.replaced]}  # fmt: skip
-    figures = {"against_sae": total, "share": total["hold"] / total["pairs"], "table": table, "levels": levels}
-    save("transcoder_against_sae", cfg, figures | {"curves": curves(members, found), "failed": dict(done.failed)})
+    return evaluate_members(model, done.made, rows.held_out(text, cfg.rows, CONTEXT, seed=2), folders, batch=32)
+
+
+def main(cfg: Config) -> None:
+    """Sweep, evaluate, compare."""
+    model = tc.load_model("tiny")
+    options: Any = {"kinds": cfg.kinds, "k": cfg.k, "seeds": cfg.seeds, "tokens": cfg.tokens, "batch": cfg.batch}
+    members = grid(model.cfg, expansions=(8,), **options)
+    found = measured(cfg, model, members)
+    every = {other: pairs(members, found, other, cfg, model.cfg.n_layers) for other in cfg.kinds[1:]}
+    table = [
+        {"second": other, "k": k} | told([p for p in some if p["k"] == k])
+        for other, some in every.items()
+        for k in cfg.k
+    ]
+    show("cross-entropy with one MLP replaced: transcoder against", [_line(row) for row in table])
+    against = told(every["sae"])
+    first = next(iter(found.values()))
+    levels = {"original": first.ce_original, "zero": [r.ce["zero"] for r in first.replaced],
+              "mean": [r.ce["mean"] for r in first.replaced]}  # fmt: skip
+    figures = {"against_sae": against, "share": against["hold"] / against["pairs"], "table": table, "levels": levels}
+    save("transcoder_against_sae", cfg, figures | {"pairs": every, "curves": curves(members, found)})
+
+
+def _line(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("second", "k", "pairs", "hold", "below_zero", "above_zero")}
 
 
 if __name__ == "__main__":

