@@ -155,6 +155,7 @@ def test_edits_move_every_node_by_its_edge_in_float32(family, name):
     assert gaps.later <= 1e-6
     assert gaps.rounding[0] <= ROUNDING
     assert gaps.rounding[1] <= 2 * ROUNDING  # up to nine changes at once
+    assert gaps.together <= 1e-5
     assert gaps.alone <= (1e-5 if name == "neurons" else 3e-6)
 
 

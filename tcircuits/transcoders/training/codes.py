@@ -16,7 +16,7 @@ from tcircuits.transcoders.training.recipe import Recipe
 from tcircuits.transcoders.training.weights import Weights
 from tcircuits.types import Array, Float, Int
 
-FEW = 64
+FEW = 64  # one feature in so many on: about where summed rows and a product cost the same on 2 cores
 ROWS = 256  # tokens whose decoder rows are gathered at once: they stay in the processor's cache
 
 
