@@ -30,9 +30,8 @@ def test_both_papers_are_there():
     ],
 )
 def test_a_wrong_row_is_found(change, message):
-    claims = load()
-    claims[0] = dataclasses.replace(claims[0], **change)
-    assert any(message in line for line in problems(claims))
+    unmeasured = next(c for c in load() if c.module is None and c.ours is None)
+    assert any(message in line for line in problems([dataclasses.replace(unmeasured, **change)]))
 
 
 def test_a_row_that_appears_twice_is_found():
