@@ -29,13 +29,10 @@ import scipy.stats
 
 import tcircuits as tc
 from experiments.common import ROOT, save, show
-from experiments.lm import rows
-from experiments.tiny_dictionaries import ASSETS, CONTEXT
+from experiments.lm import sweeps
 from experiments.years import kept
 from experiments.years.prompts import Prompts, difference, grammar_prompts, template_prompts
 from tcircuits.transcoders.training.grid import grid
-from tcircuits.transcoders.training.harvest import Fill
-from tcircuits.transcoders.training.sweep import sweep
 from tcircuits.types import InputError
 
 RANKINGS = ("variance", "mean", "random")
@@ -104,15 +101,8 @@ def trained(cfg: Config, model: tc.Model, layer: int) -> dict[int, tc.Transcoder
     sizes: Any = {"layers": (layer,), "expansions": (cfg.expansion,), "tokens": cfg.tokens, "batch": 1024}
     members = grid(model.cfg, **options, **sizes, objective={"dead_after": 32_768})
 
-    def watch(row: dict[str, Any]) -> None:
-        print(f"step {row['step']} of {cfg.tokens // 1024}, {row['tokens_per_second']:.0f} tokens/s", flush=True)
-
-    drawn = rows.Drawn(rows.text_of(ASSETS), CONTEXT, 2)
-    run = cfg.work / f"layer-{layer}"
-    done = sweep(model, members, drawn, run, fill=Fill(CONTEXT, 64, 32), checkpoint_every=10, watch=watch)
-    if done.status != "done":
-        raise SystemExit(f"stopped at step {done.step}; the same command goes on")
-    return {m.seed: done.made[m.name] for m in members}
+    made = sweeps.trained(model, members, cfg.work / f"layer-{layer}", 2)
+    return {m.seed: made[m.name] for m in members}
 
 
 def order_of(parts: kept.Parts, prompts: Prompts, ranking: str, seed: int) -> np.ndarray:
@@ -151,7 +141,7 @@ def needed(curve: np.ndarray, target: float) -> int | None:
 
 
 def harmful(cfg: Config, model: tc.Model, found: dict[str, Any], halves: tuple[Prompts, Prompts]) -> dict[str, Any]:
-    """The feature whose removal from the full dictionary helps most on the choosing half, and its effect on the other."""
+    """The feature whose removal helps most on the choosing half, and what its removal does on the other."""
     choosing, measuring = halves
     first = found["order"][: cfg.harmful_of]
     masks = np.ones((len(first) + 1, len(found["order"])), bool)

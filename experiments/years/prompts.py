@@ -33,7 +33,7 @@ def years(model: tc.Model) -> np.ndarray:
     found = [model.tokenizer.backend.token_to_id(f"{y:02d}") for y in range(100)]
     split = [f"{y:02d}" for y, token in enumerate(found) if token is None]
     if split:
-        raise InputError(f"model {model.name} has no token for {', '.join(split[:5])}: greater-than needs all of 00..99")
+        raise InputError(f"model {model.name} has no token for {', '.join(split[:5])}: greater-than needs 00..99")
     return np.asarray(found, np.int32)
 
 
@@ -65,7 +65,7 @@ def _packed(model: tc.Model, texts: list[str], yy: list[int]) -> Prompts:
 
 
 def difference(logits: np.ndarray, yy: np.ndarray) -> np.ndarray:
-    """Probability of years above YY less that of years up to YY, [N, ...]; `logits` [N, ..., 100], softmax over them."""
+    """Probability of years above YY less that of years up to YY [N, ...], of a softmax over `logits` [N, ..., 100]."""
     e = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
     p = e / e.sum(-1, keepdims=True)
     above = np.arange(100) > yy.reshape(-1, *[1] * (logits.ndim - 1))

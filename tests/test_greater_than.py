@@ -1,0 +1,85 @@
+"""Greater-than: the measure against a loop, a masked MLP against the model itself, thresholds."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tcircuits as tc
+from experiments.greater_than import needed
+from experiments.years import kept
+from experiments.years.prompts import difference, grammar_prompts, template_prompts
+from tcircuits.models.forward import forward
+from tcircuits.types import InputError
+
+MODEL = tc.load_model("tiny")
+PROMPTS = grammar_prompts(MODEL, 5, 0, held_out=True)
+
+
+def test_the_difference_is_mass_above_less_mass_up_to_yy():
+    rng = np.random.default_rng(0)
+    logits, yy = rng.normal(size=(4, 100)), np.array([2, 40, 97, 98])
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected = [sum(p[i, y] if y > yy[i] else -p[i, y] for y in range(100)) for i in range(4)]
+    np.testing.assert_allclose(difference(logits, yy), expected, rtol=1e-12)
+    np.testing.assert_allclose(difference(np.stack([logits] * 3, 1), yy), np.stack([expected] * 3, 1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize("which", ["neurons", "features"])
+def test_keeping_all_and_nothing(which, everywhere):
+    if which == "neurons":
+        parts = kept.neurons(MODEL, 2, PROMPTS)
+        whole = np.asarray(forward(MODEL.cfg, MODEL.params, jnp.asarray(PROMPTS.tokens), sites=("mlp_out",))
+                           .acts["mlp_out"][2])  # fmt: skip
+    else:
+        d = tc.load_transcoders("tiny-skip", model=MODEL)
+        parts = kept.features(MODEL, d, 2, PROMPTS)
+        read = forward(MODEL.cfg, MODEL.params, jnp.asarray(PROMPTS.tokens), sites=("mlp_in",)).acts["mlp_in"]
+        whole = np.asarray(tc.reconstruct(d, read)[2])
+    written = np.asarray(parts.base + parts.value @ parts.rows)
+    # float32: a sum of up to 1024 products, each side rounded once a product
+    np.testing.assert_allclose(written, whole, atol=1024 * 2**-24 * float(np.abs(whole).max()))
+    masks = np.stack([np.ones(parts.rows.shape[0], bool), np.zeros(parts.rows.shape[0], bool)])
+    found = kept.logits(MODEL, parts, PROMPTS, masks, everywhere=everywhere)
+    for k, value in enumerate([whole, np.asarray(parts.base)]):
+        for i, last in enumerate(PROMPTS.last):
+            first = 0 if everywhere else last
+            edits = tuple(
+                tc.edit(parts.site, 2, value[i, t], position=int(t)) for t in range(first, PROMPTS.tokens.shape[1])
+            )
+            edits = edits if everywhere else edits[:1]
+            out = forward(MODEL.cfg, MODEL.params, jnp.asarray(PROMPTS.tokens[i][None]), edits=edits)
+            np.testing.assert_allclose(found[i, k], out.logits[0, last][PROMPTS.years], atol=2e-4)
+
+
+def test_all_neurons_give_the_models_own_difference():
+    parts = kept.neurons(MODEL, 1, PROMPTS)
+    found = kept.logits(MODEL, parts, PROMPTS, np.ones((1, parts.rows.shape[0]), bool), everywhere=True)
+    np.testing.assert_allclose(
+        difference(found[:, 0], PROMPTS.yy), difference(kept.real(MODEL, PROMPTS), PROMPTS.yy), atol=1e-4
+    )
+
+
+def test_prefixes_keep_the_first_of_an_order():
+    masks = kept.prefixes(np.array([2, 0, 1, 3]), 2)
+    np.testing.assert_array_equal(masks, [[0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 1, 0]])
+
+
+def test_needed_is_the_least_count():
+    assert needed(np.array([0.1, 0.5, 0.4, 0.6]), 0.5) == 1
+    assert needed(np.array([0.1, 0.5]), 0.6) is None
+
+
+def test_halves_of_a_template_share_no_year():
+    odd, even = (template_prompts(MODEL, "The war lasted from 17{yy} to 17", odd=o) for o in (True, False))
+    assert set(odd.yy) | set(even.yy) == set(range(1, 99))
+    assert not set(odd.yy) & set(even.yy)
+
+
+def test_what_is_refused():
+    with pytest.raises(InputError, match="yy"):
+        template_prompts(MODEL, "The war", odd=True)
+    with pytest.raises(InputError, match="per-layer transcoders"):
+        kept.features(MODEL, tc.load_transcoders("tiny-clt", model=MODEL), 0, PROMPTS)
+    with pytest.raises(InputError, match="layer 7"):
+        kept.features(MODEL, tc.load_transcoders("tiny-transcoders", model=MODEL), 7, PROMPTS)
