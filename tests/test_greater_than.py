@@ -9,6 +9,7 @@ from experiments.greater_than import needed
 from experiments.years import kept
 from experiments.years.prompts import difference, grammar_prompts, template_prompts
 from tcircuits.models.forward import forward
+from tcircuits.transcoders.dictionary import reconstruct
 from tcircuits.types import InputError
 
 MODEL = tc.load_model("tiny")
@@ -35,7 +36,7 @@ def test_keeping_all_and_nothing(which, everywhere):
         d = tc.load_transcoders("tiny-skip", model=MODEL)
         parts = kept.features(MODEL, d, 2, PROMPTS)
         read = forward(MODEL.cfg, MODEL.params, jnp.asarray(PROMPTS.tokens), sites=("mlp_in",)).acts["mlp_in"]
-        whole = np.asarray(tc.reconstruct(d, read)[2])
+        whole = np.asarray(reconstruct(d, read)[2])
     written = np.asarray(parts.base + parts.value @ parts.rows)
     # float32: a sum of up to 1024 products, each side rounded once a product
     np.testing.assert_allclose(written, whole, atol=1024 * 2**-24 * float(np.abs(whole).max()))

@@ -42,7 +42,7 @@ def above(values: Sparse, limits: np.ndarray) -> Sparse:
         part.data = (part.data > np.repeat(limits[:, q], np.diff(values.indptr))).astype(np.int32)
         part.eliminate_zeros()
         parts.append(part)
-    stacked = scipy.sparse.hstack(parts, format="csc")  # by quantile, then by feature
+    stacked: Sparse = scipy.sparse.hstack(parts, format="csc")  # by quantile, then by feature
     order = np.arange(stacked.shape[1]).reshape(limits.shape[1], -1).T.ravel()
     return scipy.sparse.csr_array(stacked[:, order], shape=(n, limits.size))
 
