@@ -7,12 +7,11 @@ embedded model's grammars is made of known variables (`experiments.known.variabl
 as the best of them describes it: F1 of "the feature is above a threshold" with the variable, variable and threshold
 chosen on examples of the training split, F1 measured on held-out examples.
 
-TopK transcoders and SAEs on the MLP's output are trained on the same tokens, all layers, several seeds, at one k. Of
-each set `features` live ones are drawn at random, from all layers together; neurons (where positive) are a control.
+TopK transcoders and SAEs on the MLP's output, of all layers and several seeds, are trained on the same tokens with the
+same k (`experiments.lm.sweeps`). Of each set `features` live ones are drawn at random, from all layers together; neurons (where positive) are a control.
 Intervals: over the features of a set by resampling, over seeds by Student's t.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,10 +33,8 @@ from tcircuits.models.forward import forward, mlp_hidden
 from tcircuits.models.params import Params
 from tcircuits.transcoders.dictionary import encode
 from tcircuits.transcoders.evaluation.intervals import interval, resampled
-from tcircuits.transcoders.training.grid import grid
 from tcircuits.types import Array, Float, Int
 
-KINDS = ("transcoder", "sae")
 BATCH = 64
 CONTEXT_FREE = ("token=", "class=")
 
@@ -46,14 +43,6 @@ CONTEXT_FREE = ("token=", "class=")
 class Config:
     """What is compared."""
 
-    k: int = 16
-    """Features on, of both kinds."""
-    expansion: int = 8
-    """Features for each dimension of the model."""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Of weights and the order of tokens."""
-    tokens: int = 786_432
-    """Trained on, each dictionary."""
     features: int = 100
     """Live features drawn of each set of dictionaries."""
     examples: int = 300
@@ -62,7 +51,11 @@ class Config:
     """Tokens of the choosing half at which a feature is on, or a variable is true, to be asked about."""
     interpretable: float = 0.8
     """F1 from which a feature counts as described."""
-    work: Path = ROOT / "build/known-variables"
+    seeds: tuple[int, ...] = sweeps.SEEDS
+    """Of the dictionaries."""
+    tokens: int = sweeps.TOKENS
+    """That they are trained on, each."""
+    work: Path = ROOT / "build/studies"
     """The training run; what is there is used."""
 
 
@@ -135,7 +128,7 @@ def row(cfg: Config, kind: str, seed: int, found: Scored, l0: float) -> dict[str
 
 def compared(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Over seeds: F1 of each kind, and transcoders less SAEs, seed by seed."""
-    by = {k: [r for r in rows if r["kind"] == k] for k in KINDS}
+    by = {k: [r for r in rows if r["kind"] == k] for k in sweeps.KINDS}
 
     def gap(key: Any) -> dict[str, Any]:
         return told([key(t) - key(s) for t, s in zip(*by.values(), strict=True)])
@@ -145,18 +138,10 @@ def compared(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"kinds": kinds, "f1_gap": gap(lambda r: r["f1"]["value"]), "described_gap": gap(lambda r: r["described"])}
 
 
-def dictionaries(cfg: Config, model: tc.Model) -> Mapping[tuple[str, int], tc.Transcoders]:
-    """Transcoders and SAEs of all layers, by kind and seed."""
-    options: Any = {"kinds": KINDS, "k": (cfg.k,), "seeds": cfg.seeds, "expansions": (cfg.expansion,)}
-    members = grid(model.cfg, **options, tokens=cfg.tokens, batch=1024)
-    made = sweeps.trained(model, members, cfg.work, 3)
-    return {(m.family, m.seed): made[m.name] for m in members}
-
-
 def main(cfg: Config) -> None:
     """Annotate, train, encode, score, compare."""
     model = tc.load_model("tiny")
-    both, made = halves(cfg, model), dictionaries(cfg, model)
+    both, made = halves(cfg, model), sweeps.standard(model, cfg.work, cfg.seeds, cfg.tokens)
     rows = [row(cfg, kind, seed, *scored(cfg, model, d, both, seed)) for (kind, seed), d in made.items()]
     control = row(cfg, "neurons", 0, *scored(cfg, model, None, both, 0))
     told_ = ("kind", "seed", "l0", "f1_where_chosen", "described", "context_free")

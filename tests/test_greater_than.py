@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tcircuits as tc
-from experiments.greater_than import needed
+from experiments.greater_than import COUNTS, needed
 from experiments.years import kept
 from experiments.years.prompts import difference, grammar_prompts, template_prompts
 from tcircuits.models.forward import forward
@@ -25,50 +25,57 @@ def test_the_difference_is_mass_above_less_mass_up_to_yy():
     np.testing.assert_allclose(difference(np.stack([logits] * 3, 1), yy), np.stack([expected] * 3, 1), rtol=1e-12)
 
 
-@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize("place", ["last", "start"])
 @pytest.mark.parametrize("which", ["neurons", "features"])
-def test_keeping_all_and_nothing(which, everywhere):
+def test_keeping_all_nothing_and_some(which, place):
+    tokens = jnp.asarray(PROMPTS.tokens)
     if which == "neurons":
         parts = kept.neurons(MODEL, 2, PROMPTS)
-        whole = np.asarray(forward(MODEL.cfg, MODEL.params, jnp.asarray(PROMPTS.tokens), sites=("mlp_out",))
-                           .acts["mlp_out"][2])  # fmt: skip
+        whole = np.asarray(forward(MODEL.cfg, MODEL.params, tokens, sites=("mlp_out",)).acts["mlp_out"][2])
     else:
         d = tc.load_transcoders("tiny-skip", model=MODEL)
         parts = kept.features(MODEL, d, 2, PROMPTS)
-        read = forward(MODEL.cfg, MODEL.params, jnp.asarray(PROMPTS.tokens), sites=("mlp_in",)).acts["mlp_in"]
+        read = forward(MODEL.cfg, MODEL.params, tokens, sites=("mlp_in",)).acts["mlp_in"]
         whole = np.asarray(reconstruct(d, read)[2])
     written = np.asarray(parts.base + parts.value @ parts.rows)
     # float32: a sum of up to 1024 products, each side rounded once a product
     np.testing.assert_allclose(written, whole, atol=1024 * 2**-24 * float(np.abs(whole).max()))
-    masks = np.stack([np.ones(parts.rows.shape[0], bool), np.zeros(parts.rows.shape[0], bool)])
-    found = kept.logits(MODEL, parts, PROMPTS, masks, everywhere=everywhere)
-    for k, value in enumerate([whole, np.asarray(parts.base)]):
-        for i, last in enumerate(PROMPTS.last):
-            first = 0 if everywhere else last
-            edits = tuple(
-                tc.edit(parts.site, 2, value[i, t], position=int(t)) for t in range(first, PROMPTS.tokens.shape[1])
-            )
-            edits = edits if everywhere else edits[:1]
-            out = forward(MODEL.cfg, MODEL.params, jnp.asarray(PROMPTS.tokens[i][None]), edits=edits)
-            np.testing.assert_allclose(found[i, k], out.logits[0, last][PROMPTS.years], atol=2e-4)
+    n, rng = parts.rows.shape[0], np.random.default_rng(0)
+    some, gone = rng.random(n) < 0.5, rng.normal(size=n).astype(np.float32)
+    masks = np.stack([np.ones(n, bool), np.zeros(n, bool), some])
+    found = kept.logits(MODEL, parts, PROMPTS, place, masks, gone)
+    values = np.asarray(parts.value)
+    for i, (last, at) in enumerate(zip(PROMPTS.last, PROMPTS.place(place), strict=True)):
+        for k, value in enumerate([values[i, at], gone, np.where(some, values[i, at], gone)]):
+            edit = tc.edit(parts.site, 2, np.asarray(parts.base[i, at] + value @ parts.rows), position=int(at))
+            out = forward(MODEL.cfg, MODEL.params, tokens[i][None], edits=(edit,)).logits[0, last][PROMPTS.years]
+            # float32 through two layers: the sums above differ in their last bits
+            np.testing.assert_allclose(found[i, k], out, atol=1e-3)
 
 
 def test_all_neurons_give_the_models_own_difference():
     parts = kept.neurons(MODEL, 1, PROMPTS)
-    found = kept.logits(MODEL, parts, PROMPTS, np.ones((1, parts.rows.shape[0]), bool), everywhere=True)
+    found = kept.logits(MODEL, parts, PROMPTS, "last", np.ones((1, parts.rows.shape[0]), bool))
     np.testing.assert_allclose(
         difference(found[:, 0], PROMPTS.yy), difference(kept.real(MODEL, PROMPTS), PROMPTS.yy), atol=1e-4
     )
 
 
+def test_the_start_is_where_yy_stands():
+    for row, start, yy in zip(PROMPTS.tokens, PROMPTS.start, PROMPTS.yy, strict=True):
+        assert MODEL.decode([int(row[start])]).strip() == f"{yy:02d}"
+
+
 def test_prefixes_keep_the_first_of_an_order():
-    masks = kept.prefixes(np.array([2, 0, 1, 3]), 2)
+    masks = kept.prefixes(np.array([2, 0, 1, 3]), (0, 1, 2))
     np.testing.assert_array_equal(masks, [[0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 1, 0]])
 
 
 def test_needed_is_the_least_count():
-    assert needed(np.array([0.1, 0.5, 0.4, 0.6]), 0.5) == 1
-    assert needed(np.array([0.1, 0.5]), 0.6) is None
+    curve = np.linspace(0, 1, len(COUNTS))
+    curve[50:] = 0.2
+    assert needed(curve, curve[45]) == 60
+    assert needed(curve, 1.0) is None
 
 
 def test_halves_of_a_template_share_no_year():

@@ -6,12 +6,17 @@ from typing import Any
 
 import tcircuits as tc
 from experiments.lm import rows
-from tcircuits.transcoders.training.grid import Member
+from tcircuits.transcoders.training.grid import Member, grid
 from tcircuits.transcoders.training.harvest import Fill
 from tcircuits.transcoders.training.sweep import sweep
 
 ASSETS = Path(tc.__file__).parent / "assets/tiny"
 CONTEXT = 128
+KINDS = ("transcoder", "sae")
+K = 16
+SEEDS = (0, 1, 2, 3, 4)
+TOKENS = 786_432
+Sets = Mapping[tuple[str, int], tc.Transcoders]
 
 
 def trained(model: tc.Model, members: Sequence[Member], run: Path, seed: int) -> Mapping[str, tc.Transcoders]:
@@ -30,3 +35,11 @@ def trained(model: tc.Model, members: Sequence[Member], run: Path, seed: int) ->
     if done.status != "done":
         raise SystemExit(f"stopped at step {done.step}; the same command goes on")
     return done.made
+
+
+def standard(model: tc.Model, run: Path, seeds: Sequence[int] = SEEDS, tokens: int = TOKENS) -> Sets:
+    """Transcoders, and SAEs on the MLP's output, of all layers: TopK, by kind and seed."""
+    options: Any = {"kinds": KINDS, "k": (K,), "seeds": tuple(seeds), "expansions": (8,)}
+    members = grid(model.cfg, **options, tokens=tokens, batch=1024)
+    made = trained(model, members, run, 3)
+    return {(m.family, m.seed): made[m.name] for m in members}

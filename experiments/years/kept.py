@@ -1,12 +1,13 @@
-"""An MLP that keeps the first k of its parts (features of a dictionary, or neurons), in some order, and loses the rest.
+"""An MLP that keeps some of its parts (features of a dictionary, or neurons) at one position, and loses the rest.
 
-What it writes is base + sum of the kept value_i row_i: the base is the decoder's bias and the skip, or the MLP's bias.
-The rest of the model runs on, patterns and norms included.
+What it writes there is base + sum_i value_i row_i: the base is the decoder's bias and the skip, or the MLP's bias, and
+what is lost has the value zero, or its mean over other prompts. The rest of the model runs on, patterns and norms
+included.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,45 +71,49 @@ def _site(model: tc.Model, site: str, layer: int, prompts: Prompts) -> Array:
     return normalised(model.cfg, x) if site == "normalized" else x
 
 
-@partial(jax.jit, static_argnames=("cfg", "site", "everywhere"))
+@partial(jax.jit, static_argnames=("cfg", "site"))
 def _with(
     cfg: ModelConfig,
     params: Params,
     site: str,
-    layer: Any,
-    everywhere: bool,
-    tokens: Int[Array, "N T"],
-    last: Int[Array, " N"],
+    layer: Int[Array, ""],
+    prompts: tuple[Int[Array, "N T"], Int[Array, " N"], Int[Array, " N"]],
     years: Int[Array, "100"],
-    parts: tuple[Float[Array, "N T F"], Float[Array, "F D"], Float[Array, "N T D"]],
+    parts: tuple[Float[Array, "N F"], Float[Array, "F D"], Float[Array, "N D"]],
+    absent: Float[Array, " F"],
     masks: Bool[Array, "K F"],
 ) -> Float[Array, "N K 100"]:
-    """Logits of the years after each prompt, with the MLP's parts masked in K ways."""
-    value, rows, base = parts
+    """Logits of the years at each prompt's end, with the MLP's parts masked in K ways at one position."""
+    values, rows, bases = parts
 
     def prompt(item: tuple[Array, ...]) -> Array:
-        tokens, last, value, base = item
-        places = jnp.arange(len(tokens)) if everywhere else last[None]
-        value, base = value[places], base[places]
+        tokens, last, place, value, base = item
 
         def masked(mask: Array) -> Array:
-            written = base + jnp.einsum("EF,FD->ED", value * mask, rows)
-            at = jnp.full(places.shape, layer, jnp.int32)
-            edit = Edit(site, "set", at, places.astype(jnp.int32), places.astype(jnp.int32) + 1, written)
+            written = base + jnp.where(mask, value, absent) @ rows
+            edit = Edit(site, "set", layer[None], place[None], place[None] + 1, written[None])
             return forward(cfg, params, tokens[None], edits=(edit,)).logits[0, last][years]
 
         return jax.vmap(masked)(masks)
 
-    return jax.lax.map(prompt, (tokens, last, value, base))
+    return jax.lax.map(prompt, (*prompts, values, bases))
 
 
-def logits(model: tc.Model, parts: Parts, prompts: Prompts, masks: np.ndarray, *, everywhere: bool) -> np.ndarray:
-    """Logits of the years [N, K, 100] with only the parts of each mask [K, F], at the last position or everywhere."""
-    given = (jnp.asarray(x) for x in (prompts.tokens, prompts.last, prompts.years))
-    arrays = parts.value, parts.rows, parts.base
-    return np.asarray(
-        _with(model.cfg, model.params, parts.site, parts.layer, everywhere, *given, arrays, jnp.asarray(masks))
-    )
+def logits(
+    model: tc.Model, parts: Parts, prompts: Prompts, place: str, masks: np.ndarray, absent: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """Logits of the years [N, K, 100] with only the parts of each mask [K, F] at `place`; others have value `absent`."""
+    n, positions = np.arange(len(prompts.last)), prompts.place(place)
+    places = tuple(jnp.asarray(x, jnp.int32) for x in (prompts.tokens, prompts.last, positions))
+    own = parts.value[n, positions], parts.rows, parts.base[n, positions]
+    gone = jnp.broadcast_to(jnp.asarray(absent, own[0].dtype), own[0].shape[1:])
+    run = partial(_with, model.cfg, model.params, parts.site, jnp.asarray(parts.layer, jnp.int32))
+    return np.asarray(run(places, jnp.asarray(prompts.years), own, gone, jnp.asarray(masks)))
+
+
+def at(parts: Parts, prompts: Prompts, place: str) -> np.ndarray:
+    """Values [N, F] of the parts at a place, in float64."""
+    return np.asarray(parts.value, np.float64)[np.arange(len(prompts.last)), prompts.place(place)]
 
 
 def real(model: tc.Model, prompts: Prompts) -> np.ndarray:
@@ -117,8 +122,8 @@ def real(model: tc.Model, prompts: Prompts) -> np.ndarray:
     return np.asarray(out)[np.arange(len(prompts.last)), prompts.last][:, prompts.years]
 
 
-def prefixes(order: np.ndarray, n: int) -> np.ndarray:
-    """Masks [n + 1, F] that keep the first 0, 1, .. n of `order`."""
+def prefixes(order: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """Masks [K, F] that keep so many of the first of `order`."""
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
-    return place < np.arange(n + 1)[:, None]
+    return place < np.asarray(counts)[:, None]

@@ -14,12 +14,20 @@ from tcircuits.types import InputError
 
 @dataclass(frozen=True)
 class Prompts:
-    """Token ids [N, T] padded at the end, the last position of each, the start year's YY, the years' tokens [100]."""
+    """Token ids [N, T] padded at the end; of each the last position, that of the start year's YY, and YY itself.
+
+    `years` are the tokens of "00" .. "99".
+    """
 
     tokens: np.ndarray
     last: np.ndarray
+    start: np.ndarray
     yy: np.ndarray
     years: np.ndarray
+
+    def place(self, name: str) -> np.ndarray:
+        """The positions [N] called `last` or `start`."""
+        return {"last": self.last, "start": self.start}[name]
 
 
 def years(model: tc.Model) -> np.ndarray:
@@ -61,7 +69,12 @@ def _packed(model: tc.Model, texts: list[str], yy: list[int]) -> Prompts:
     tokens = np.zeros((len(ids), max(map(len, ids))), np.int32)
     for row, own in zip(tokens, ids, strict=True):
         row[: len(own)] = own
-    return Prompts(tokens, np.asarray([len(i) - 1 for i in ids]), np.asarray(yy), digits)
+    found = [np.flatnonzero(own == digits[y]) for own, y in zip(ids, yy, strict=True)]
+    split = [text for text, places in zip(texts, found, strict=True) if not len(places)]
+    if split:
+        raise InputError(f"the tokenizer of {model.name} joins the year's digits in {split[0]!r}: try another template")
+    last, start = np.asarray([len(i) - 1 for i in ids]), np.asarray([places[0] for places in found])
+    return Prompts(tokens, last, start, np.asarray(yy), digits)
 
 
 def difference(logits: np.ndarray, yy: np.ndarray) -> np.ndarray:
