@@ -8,8 +8,8 @@ as the best of them describes it: F1 of "the feature is above a threshold" with 
 chosen on examples of the training split, F1 measured on held-out examples.
 
 TopK transcoders and SAEs on the MLP's output, of all layers and several seeds, are trained on the same tokens with the
-same k (`experiments.lm.sweeps`). Of each set `features` live ones are drawn at random, from all layers together; neurons (where positive) are a control.
-Intervals: over the features of a set by resampling, over seeds by Student's t.
+same k (`experiments.lm.sweeps`). Of each set `features` live ones are drawn at random, from all layers together;
+neurons (where positive) are a control. Intervals: over the features of a set by resampling, over seeds by Student's t.
 """
 
 from dataclasses import dataclass

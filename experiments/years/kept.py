@@ -102,7 +102,7 @@ def _with(
 def logits(
     model: tc.Model, parts: Parts, prompts: Prompts, place: str, masks: np.ndarray, absent: np.ndarray | float = 0.0
 ) -> np.ndarray:
-    """Logits of the years [N, K, 100] with only the parts of each mask [K, F] at `place`; others have value `absent`."""
+    """Logits of the years [N, K, 100], keeping the parts of each mask [K, F] at `place`; others have value `absent`."""
     n, positions = np.arange(len(prompts.last)), prompts.place(place)
     places = tuple(jnp.asarray(x, jnp.int32) for x in (prompts.tokens, prompts.last, positions))
     own = parts.value[n, positions], parts.rows, parts.base[n, positions]
