@@ -1,18 +1,18 @@
 """One pass over a corpus for all features of all layers: figures and examples of each, in memory known beforehand.
 
-    import tcircuits as tc
+import tcircuits as tc
 
-    model = tc.load_model("tiny")
-    transcoders = tc.load_transcoders("tiny-transcoders", model=model)
-    found = tc.feature_statistics(model, transcoders, rows)  # rows: token ids [n, T], or `tcircuits.data.Rows`
-    found.density, found.value, found.tokens_of(layer=1, feature=7)
+model = tc.load_model("tiny")
+transcoders = tc.load_transcoders("tiny-transcoders", model=model)
+found = tc.feature_statistics(model, transcoders, rows)  # rows: token ids [n, T], or `tcircuits.data.Rows`
+found.density, found.value, found.tokens_of(layer=1, feature=7)
 """
 
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,34 @@ def feature_statistics(
     about = run.about() | {"corpus": digest}
     state = _passed(run, folder, every, about, progress)
     return _result(run, state, digest, transcoders.source)
+
+
+def check_layers(d: Transcoders, layers: Sequence[int]) -> tuple[int, ...]:
+    """Layers of a set, ascending.
+
+    Raises:
+        InputError: a layer that has no dictionary.
+    """
+    absent = sorted(set(layers) - set(d.cfg.layers))
+    if absent:
+        raise InputError(f"layers {absent} have no dictionary; there are {list(d.cfg.layers)}")
+    return tuple(sorted(set(layers)))
+
+
+def only_layers(d: Transcoders, layers: tuple[int, ...]) -> Transcoders:
+    """The dictionaries of some layers.
+
+    Raises:
+        InputError: a set that is one whole: cross-layer, or neurons.
+    """
+    if layers == d.cfg.layers:
+        return d
+    if d.cfg.kind in ("clt", "neurons"):
+        raise InputError(f"a set of kind {d.cfg.kind!r} has all layers: leave the choice of layers out")
+    slots = np.asarray([d.cfg.layers.index(i) for i in layers])
+    arrays = {f.name: getattr(d, f.name) for f in fields(d) if f.name not in ("cfg", "source")}
+    chosen = {name: None if a is None else a[slots] for name, a in arrays.items()}
+    return replace(d, cfg=replace(d.cfg, layers=layers), **chosen)
 
 
 def state_bytes(transcoders: Transcoders, top: int = 20, drawn: int = 20, itemsize: int = 4) -> int:
