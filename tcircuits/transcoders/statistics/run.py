@@ -1,11 +1,11 @@
 """One pass over a corpus for all features of all layers: figures and examples of each, in memory known beforehand.
 
-import tcircuits as tc
-
-model = tc.load_model("tiny")
-transcoders = tc.load_transcoders("tiny-transcoders", model=model)
-found = tc.feature_statistics(model, transcoders, rows)  # rows: token ids [n, T], or `tcircuits.data.Rows`
-found.density, found.value, found.tokens_of(layer=1, feature=7)
+>>> import tcircuits as tc
+>>> model = tc.load_model("tiny")
+>>> transcoders = tc.load_transcoders("tiny-transcoders", model=model)
+>>> row = model.encode("From 1772 the strike went on until 17", bos="add")
+>>> feature_statistics(model, transcoders, [row, row]).density.shape
+(4, 1024)
 """
 
 import hashlib

@@ -21,6 +21,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def _read_index(path: Path) -> dict[int, tuple[str, list[int]]]:
             raise InputError(f"{path}: the file of layer {layer} is named {name!r}; a plain name is needed")
         if not isinstance(offsets, list) or not offsets or not all(type(o) is int and o >= 0 for o in offsets):
             raise InputError(f"{path} is damaged: offsets of layer {layer} are no list of whole numbers")
-        if any(a > b for a, b in zip(offsets, offsets[1:], strict=False)):
+        if any(a > b for a, b in pairwise(offsets)):
             raise InputError(f"{path} is damaged: offsets of layer {layer} fall")
         if not (path.parent / name).is_file() or (path.parent / name).stat().st_size < offsets[-1]:
             raise InputError(f"{path.parent / name} is missing or shorter than {path.name} says")
