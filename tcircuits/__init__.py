@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from tcircuits.transcoders.lazy import LazyTranscoders
     from tcircuits.transcoders.loading import load_transcoders, open_transcoders
     from tcircuits.transcoders.saving import save_transcoders
+    from tcircuits.transcoders.statistics.run import feature_statistics
     from tcircuits.types import InputError
     from tcircuits.view.page import write_page
 
@@ -80,6 +81,7 @@ _HOME = {
     "tcircuits.transcoders.lazy": ("LazyTranscoders",),
     "tcircuits.transcoders.loading": ("load_transcoders", "open_transcoders"),
     "tcircuits.transcoders.saving": ("save_transcoders",),
+    "tcircuits.transcoders.statistics.run": ("feature_statistics",),
     "tcircuits.types": ("InputError",),
     "tcircuits.view.page": ("write_page",),
 }
@@ -105,6 +107,7 @@ __all__ = [
     "effects",
     "expand",
     "feature_edit",
+    "feature_statistics",
     "fold",
     "forward",
     "freeze",

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from tcircuits.cli.dictionaries import Eval, Tokenize, evaluate, tokenize
+from tcircuits.cli.features import Features, features
 from tcircuits.cli.files import Convert, Info, convert, info
 from tcircuits.cli.sweeping import Sweep, sweep
 from tcircuits.cli.tracing import Intervene, Trace, View, intervene, trace, view
@@ -25,6 +26,7 @@ RUN: dict[type, Callable[[Any], None]] = {
     Sweep: sweep,
     Info: info,
     Eval: evaluate,
+    Features: features,
 }
 
 

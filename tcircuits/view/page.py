@@ -60,14 +60,23 @@ def render(graph_json: Mapping[str, Any], extra: Mapping[str, Any] | None = None
         metadata = dict(graph_json["metadata"])
         metadata["tcircuits"] = {**(metadata.get("tcircuits") or {}), **extra}
         graph_json = {**graph_json, "metadata": metadata}
-    template, style, script = _sources()
-    parts = {"policy": _policy(style, script), "style": style, "script": script, "graph": _data(graph_json)}
-    pieces = template.split("{{")
-    filled = [pieces[0]]
+    return filled("template.html", ("style.css",), SCRIPTS, graph_json)
+
+
+def filled(template: str, styles: tuple[str, ...], scripts: tuple[str, ...], data: Mapping[str, Any]) -> str:
+    """A page of the sources named, with its data.
+
+    Raises:
+        ValueError: data that JSON cannot say.
+    """
+    frame, style, script = _sources(template, styles, scripts)
+    parts = {"policy": _policy(style, script), "style": style, "script": script, "graph": _data(data)}
+    pieces = frame.split("{{")
+    found = [pieces[0]]
     for piece in pieces[1:]:
         name, rest = piece.split("}}", 1)
-        filled += [parts[name], rest]
-    return "".join(filled)
+        found += [parts[name], rest]
+    return "".join(found)
 
 
 def write_page(graph_json: Mapping[str, Any], path: str | Path, extra: Mapping[str, Any] | None = None) -> Path:
@@ -77,12 +86,20 @@ def write_page(graph_json: Mapping[str, Any], path: str | Path, extra: Mapping[s
         ValueError: as `render`.
         OSError: the folder does not exist or cannot be written.
     """
+    return write_html(render(graph_json, extra), path)
+
+
+def write_html(text: str, path: str | Path) -> Path:
+    """Writes a page to `path`, whole or not at all, and returns the path.
+
+    Raises:
+        OSError: the folder does not exist or cannot be written.
+    """
     path = Path(path)
-    text = render(graph_json, extra).encode()
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(text)
+            file.write(text.encode())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
@@ -151,15 +168,15 @@ def _link_problems(links: list[Any]) -> Iterator[str]:
 
 
 @cache
-def _sources() -> tuple[str, str, str]:
+def _sources(template: str, styles: tuple[str, ...], scripts: tuple[str, ...]) -> tuple[str, str, str]:
     """Template, style sheet and script, with the line ends that the hashes are made of."""
     folder = resources.files("tcircuits.view") / "static"
 
     def read(name: str) -> str:
         return (folder / name).read_text(encoding="utf-8").replace("\r\n", "\n")
 
-    body = "\n".join(read(name) for name in SCRIPTS)
-    return read("template.html"), read("style.css"), f'\n(() => {{\n"use strict";\n\n{body}\n}})();\n'
+    body, style = "\n".join(map(read, scripts)), "\n".join(map(read, styles))
+    return read(template), style, f'\n(() => {{\n"use strict";\n\n{body}\n}})();\n'
 
 
 def _policy(style: str, script: str) -> str:

@@ -99,6 +99,19 @@ def _figures(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def show_features(told: dict[str, Any], layers: list[dict[str, Any]]) -> None:
+    """What a pass over a corpus found in each layer, and where the pages are."""
+    console = Console()
+    title = f"Features of {told['transcoders']} on {told['model']}, {told['positions']:,} positions"
+    table = result_table(title, "layer", "features", "dead", "on for a token", "median density", "largest")
+    for row in layers:
+        share = f"{100 * row['median_density']:.3g} %"
+        numbers = (f"{row['features']:,}", f"{row['dead']:,}", f"{row['l0']:.1f}", share, f"{row['largest']:.3g}")
+        table.add_row(str(row["layer"]), *numbers)
+    console.print(table, "")
+    console.print(Text(f"Page: {told['page']}", style="bold"), soft_wrap=True)
+
+
 def show_intervention(
     model: Any, clean: np.ndarray, edited: np.ndarray, changed: list[tuple[str, float, float]], count: int = 8
 ) -> None:
