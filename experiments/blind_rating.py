@@ -1,13 +1,13 @@
 """Do people find features of transcoders as interpretable as those of SAEs? A blind rating, prepared and tallied.
 
-    python -m experiments.blind_rating prepare --out rating
-    python -m experiments.blind_rating tally --key rating/key.json ratings.json [more.json ...]
+    python -m experiments.blind_rating --out rating
+    python -m experiments.blind_rating --out rating --ratings ratings.json [more.json ...]
 
 The paper's section 4.1 (Dunefsky et al. 2024, Table 1: 41, 8 and 1 of 50 transcoder features rated interpretable,
-maybe, and not, against 38, 8 and 4 of 50 SAE features; 6 and 16 context-free). `prepare` draws live features of two
-sets of dictionaries at random, from all layers together, mixes them, and writes `rate.html`, on which a person sees
+maybe, and not, against 38, 8 and 4 of 50 SAE features; 6 and 16 context-free). The first command draws live features of
+two sets of dictionaries at random, from all layers together, mixes them, and writes `rate.html`, on which a person sees
 examples and nothing else (no number, no name, no kind), and `key.json`, which says what each item is: keep it from who
-rates. `tally` counts what was saved on that page, with intervals, and how far raters agree.
+rates. The second counts what was saved on that page, with intervals, and how far raters agree.
 
 Without `--first` and `--second` the sets are a transcoder and an SAE of `experiments.known_variables` (embedded model,
 equal k), so that the same features can be rated by people and by known variables. `--model`, `--first`, `--second` and
@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import scipy.stats
-import tyro
 
 import tcircuits as tc
 from experiments.common import ROOT, plain, show
@@ -40,11 +39,13 @@ LARGEST = 2**24  # bytes of a file of ratings
 
 
 @dataclass(frozen=True)
-class Prepare:
-    """Draw features of two sets, and write the page and the key."""
+class Config:
+    """Features of two sets to rate, or ratings to count."""
 
     out: Path = Path("rating")
-    """A new folder."""
+    """A new folder for the page and the key; with `ratings` the folder that has the key."""
+    ratings: tuple[Path, ...] = ()
+    """Files that were saved on the page, one for each person, to be counted."""
     model: str = "tiny"
     """Any model that the package loads."""
     first: str | None = None
@@ -71,16 +72,6 @@ class Prepare:
     """Where the studies' dictionaries are trained."""
 
 
-@dataclass(frozen=True)
-class Tally:
-    """Count saved ratings."""
-
-    ratings: tyro.conf.Positional[tuple[Path, ...]]
-    """Files that were saved on the page, one for each person."""
-    key: Path = Path("rating/key.json")
-    """What the items are."""
-
-
 def drawn_features(found: Statistics, n: int, least: int, rng: np.random.Generator) -> np.ndarray:
     """Random live features of all layers: (slot, feature), [n, 2].
 
@@ -96,7 +87,7 @@ def drawn_features(found: Statistics, n: int, least: int, rng: np.random.Generat
 
 
 def examples(
-    cfg: Prepare, model: tc.Model, d: tc.Transcoders, text: Any, found: Statistics, chosen: np.ndarray
+    cfg: Config, model: tc.Model, d: tc.Transcoders, text: Any, found: Statistics, chosen: np.ndarray
 ) -> list[tuple[Example, ...]]:
     """The examples of each chosen feature: the strongest, then those drawn at random, by falling activation."""
     slot, feature, token, owner = [], [], [], []
@@ -122,7 +113,7 @@ def _example(model: tc.Model, text: Any, found: Statistics, token: int, parts: n
     return Example(words, tuple(shown.tolist()), pos - first)
 
 
-def prepare(cfg: Prepare) -> None:
+def prepare(cfg: Config) -> None:
     """Write `rate.html` and `key.json`.
 
     Raises:
@@ -149,7 +140,7 @@ def prepare(cfg: Prepare) -> None:
     print(f"rate on {write_html(rating_page(shown, page), cfg.out / 'rate.html')}; keep {cfg.out / 'key.json'} closed")
 
 
-def _sets(cfg: Prepare, model: tc.Model) -> dict[str, tc.Transcoders]:
+def _sets(cfg: Config, model: tc.Model) -> dict[str, tc.Transcoders]:
     if (cfg.first is None) != (cfg.second is None):
         raise InputError("give both --first and --second, or neither")
     if cfg.first is not None and cfg.second is not None:
@@ -160,7 +151,7 @@ def _sets(cfg: Prepare, model: tc.Model) -> dict[str, tc.Transcoders]:
     return {"transcoder": made["transcoder", 0], "sae": made["sae", 0]}
 
 
-def _text(cfg: Prepare, model: tc.Model) -> np.ndarray:
+def _text(cfg: Config, model: tc.Model) -> np.ndarray:
     """Rows [n, T] to look for examples in."""
     context = min(sweeps.CONTEXT, model.cfg.n_ctx)
     if cfg.corpus is None:
@@ -234,12 +225,12 @@ def kappa(a: dict[str, dict[str, Any]], b: dict[str, dict[str, Any]]) -> float |
     return None if chance == 1 else float((agree - chance) / (1 - chance))
 
 
-def tally(cfg: Tally) -> None:
+def tally(cfg: Config) -> None:
     """Print counts of every person, the difference of the sets, and agreement."""
     try:
-        key = json.loads(cfg.key.read_text(encoding="utf-8"))
+        key = json.loads((cfg.out / "key.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{cfg.key} cannot be read as a key ({error}); give the key.json beside rate.html") from error
+        raise InputError(f"{cfg.out} has no key that can be read ({error}); give the folder of rate.html") from error
     people = {path: read_ratings(path, key) for path in cfg.ratings}
     for path, ratings in people.items():
         table = counted(key, ratings)
@@ -259,13 +250,15 @@ def _share(yes: dict[str, float] | None) -> dict[str, Any]:
     return {k: None if yes is None else yes[k] for k in ("value", "low", "high")}
 
 
-def main(cfg: Prepare | Tally) -> None:
+def main(cfg: Config) -> None:
     """Prepare or tally."""
-    prepare(cfg) if isinstance(cfg, Prepare) else tally(cfg)
+    (tally if cfg.ratings else prepare)(cfg)
 
 
 if __name__ == "__main__":
+    import tyro
+
     try:
-        main(tyro.cli(Prepare | Tally))
+        main(tyro.cli(Config))
     except InputError as error:
         raise SystemExit(f"error: {error}") from None

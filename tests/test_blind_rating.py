@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 import tcircuits as tc
-from experiments.blind_rating import Prepare, Tally, counted, difference, kappa, prepare, read_ratings, tally
+from experiments.blind_rating import Config, counted, difference, kappa, prepare, read_ratings, tally
 from tcircuits.types import InputError
 
 KEY = {
@@ -31,7 +31,7 @@ A = {"001": "yes", "002": "no", "003": "maybe", "004": "yes"}
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     out = tmp_path_factory.mktemp("blind") / "rating"
-    cfg = Prepare(out=out, first="tiny-transcoders", second="tiny-skip", n=3, top=4, drawn=3, tokens=2048)
+    cfg = Config(out=out, first="tiny-transcoders", second="tiny-skip", n=3, top=4, drawn=3, tokens=2048)
     prepare(cfg)
     return cfg
 
@@ -123,10 +123,11 @@ def test_a_saved_file_is_tallied(tmp_path, capsys):
     path = tmp_path / "ratings.json"
     path.write_text(json.dumps(saved))
     assert set(read_ratings(path, KEY)) == {"001", "003", "004"}
-    tally(Tally((path, path), tmp_path / "key.json"))
+    (tmp_path / "other.json").write_text(path.read_text())
+    tally(Config(out=tmp_path, ratings=(path, tmp_path / "other.json")))
     printed = capsys.readouterr().out
     assert "transcoder less sae: -0.50" in printed
-    assert "kappa" in printed
+    assert f"Cohen's kappa of {path} and {tmp_path}/other.json: 1.00" in printed
 
 
 @pytest.mark.parametrize(
@@ -150,8 +151,8 @@ def test_what_cannot_be_prepared(prepared, tmp_path):
     with pytest.raises(InputError, match="new folder"):
         prepare(prepared)
     with pytest.raises(InputError, match="both"):
-        prepare(Prepare(out=tmp_path / "a", first="tiny-skip"))
-    cfg = Prepare(out=tmp_path / "b", first="tiny-transcoders", second="tiny-skip", n=5000, tokens=256)
+        prepare(Config(out=tmp_path / "a", first="tiny-skip"))
+    cfg = Config(out=tmp_path / "b", first="tiny-transcoders", second="tiny-skip", n=5000, tokens=256)
     with pytest.raises(InputError, match="5000 are asked for"):
         prepare(cfg)
     assert not (tmp_path / "b").exists()

@@ -74,7 +74,7 @@ def test_prefixes_keep_the_first_of_an_order():
 def test_needed_is_the_least_count():
     curve = np.linspace(0, 1, len(COUNTS))
     curve[50:] = 0.2
-    assert needed(curve, curve[45]) == 60
+    assert needed(curve, curve[44]) == 60
     assert needed(curve, 1.0) is None
 
 
