@@ -1,0 +1,255 @@
+"""From a prompt to its paths: checks, the frozen prompt, the compiled search, the graph."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tcircuits.attribution import specify
+from tcircuits.attribution.attribute import (
+    Settings,
+    check_finite,
+    check_match,
+    check_prompt,
+    describe,
+    origin_rule,
+    resolve,
+    top_logits,
+)
+from tcircuits.attribution.frozen import Frozen, default_slots, freeze
+from tcircuits.attribution.graph import TargetNode
+from tcircuits.attribution.memory import free_gb
+from tcircuits.attribution.narrowing import narrowed
+from tcircuits.attribution.paths.filters import (
+    ABSENT,
+    FEATURE,
+    ROOT,
+    Filters,
+    Rules,
+    check_filters,
+    check_layer,
+    parse_filters,
+    plain,
+    rules,
+    shown,
+)
+from tcircuits.attribution.paths.graph import PathGraph, assemble
+from tcircuits.attribution.paths.ground import Point
+from tcircuits.attribution.paths.progress import begin, tables
+from tcircuits.attribution.paths.search import Root, search
+from tcircuits.attribution.targets import Targets
+from tcircuits.attribution.timing import Timings
+from tcircuits.numerics import bucket
+from tcircuits.parallel import host
+from tcircuits.transcoders.dictionary import Transcoders
+from tcircuits.transcoders.lazy import LazyTranscoders, Narrow
+from tcircuits.types import Array, InputError
+
+SLOTS = 128  # active features at a position that are expected; where there are more, the prompt is frozen again
+ARRAYS_A_CANDIDATE = 8  # of 4 or 8 bytes, that a level holds of each of its paths' continuations
+
+_freeze = jax.jit(freeze, static_argnames=("cfg", "n_slots"))
+_search = jax.jit(search, static_argnames=("cfg", "iterations", "branches", "cap", "positive"))
+
+
+def find_paths(
+    model: Any,
+    transcoders: Transcoders | LazyTranscoders,
+    prompt: Any,
+    *,
+    target: Any = None,
+    iterations: int = 5,
+    branches: int | None = 15,
+    cap: bool = False,
+    positive: bool = False,
+    filters: Any = (),
+    infix: Any = (),
+    not_infix: Any = (),
+    suffix: Any = (),
+    bos_source: bool | None = None,
+    timings: Timings | None = None,
+) -> PathGraph:
+    """The computational paths that contribute most to one output or feature.
+
+    Args:
+        model: from `load_model`.
+        transcoders: from `load_transcoders`, in memory or on disk.
+        prompt: a text or token ids.
+        target: what paths lead to: None is the likeliest next token; else a token id, a text, `Logit`, `Difference`,
+            `Direction` or `Feature`, at any position.
+        iterations: nodes below the root at most.
+        branches: paths kept at each level; None keeps all that there are, for small models.
+        cap: rank by contributions capped at the least activation of the features above on the path, as a zero ablation
+            there could undo no more (the reference's default). Values and sums are those without the cap.
+        positive: only positive contributions, as in the paper; otherwise the largest of either sign.
+        filters: conditions on every node below the root, such as `"layer<8,kind!=embed"` (see `filters`).
+        infix: a pattern such as `"kind=feature <- head=7"`, or several, each somewhere in the path.
+        not_infix: patterns, none of which is anywhere in the path.
+        suffix: a pattern that the path ends in.
+        bos_source: whether heads may lead to position 0; None allows it where the prompt does not start with the BOS
+            token.
+        timings: gets the seconds of each stage.
+
+    Raises:
+        InputError: see `check_prompt`, `check_match`, `specify`, `filters`; or no path is as the filters want it.
+    """
+    _check_sizes(iterations, branches)
+    check_match(model, transcoders)
+    ids, text = check_prompt(model, prompt)
+    wanted = parse_filters(filters, infix, not_infix, suffix, len(ids))
+    check_filters(wanted, model, transcoders)
+    spec = _checked_target(model, transcoders, target, len(ids))
+    times = Timings() if timings is None else timings
+    d, some = narrowed(model, transcoders, [ids], [False], None, times)
+    with times.stage("forward"):
+        frozen = freeze_for_paths(model, d, ids)
+        root, node = root_of(model, d, frozen, spec, some)
+    skip = origin_rule(model, ids, Settings(None)) if bos_source is None else not bos_source
+    with times.stage("search"):
+        names = _names(frozen, some)
+        encoded = rules(wanted)
+        check_matches(wanted, encoded, frozen, names, root, model.cfg.n_heads, skip)
+        options = {"iterations": iterations, "cap": cap, "positive": positive, "skip_first": skip, "names": names}
+        levels = _wide_enough(model, d, frozen, root, encoded, branches, options)
+    rules_given = {"iterations": iterations, "branches": branches, "cap": cap, "positive": positive}
+    settings = _settings(d, frozen) | rules_given | {"bos_source": not skip, "filters": plain(wanted)}
+    graph = assemble(
+        levels,
+        model=model.name,
+        transcoders=transcoders.source,
+        prompt=text,
+        n_layers=model.cfg.n_layers,
+        tokens=ids,
+        token_text=tuple(model.token(int(i)) for i in ids),
+        target=node,
+        settings=settings,
+    )
+    if wanted != Filters() and not graph.n_paths:
+        raise InputError("no path is as the filters want it; give weaker filters, or more branches or iterations")
+    return graph
+
+
+def _settings(d: Transcoders, frozen: Frozen) -> dict[str, Any]:
+    """What `describe` says of dictionary and prompt."""
+    of_graph = describe(d, Settings(None), False, bool(frozen.overflow))
+    return {name: of_graph[name] for name in ("dictionary", "layers_without_dictionary", "fill", "overflow")}
+
+
+def _check_sizes(iterations: int, branches: int | None) -> None:
+    if iterations < 1 or (branches is not None and branches < 1):
+        raise InputError(f"iterations={iterations}, branches={branches}: give at least 1 (branches: or None for all)")
+
+
+def _checked_target(model: Any, transcoders: Any, target: Any, length: int) -> Any:
+    """The one target as `specify` names it, or None; a feature must be one that the dictionary can have."""
+    specs = specify.listed(target, -1)
+    specify.check(model, specs, -1, length)
+    if specs is None:
+        return None
+    if len(specs) != 1:
+        raise InputError(f"{len(specs)} targets; paths lead to one: call find_paths once for each")
+    (spec,) = specs
+    if isinstance(spec, specify.Feature):
+        check_layer(spec.layer, transcoders)
+        c = transcoders.cfg
+        n = model.cfg.d_mlp if c.fill == "neurons" and spec.layer not in c.layers else c.d_feature
+        if not 0 <= spec.index < n:
+            raise InputError(f"feature {spec.index} of layer {spec.layer} does not exist: there are 0..{n - 1}")
+    return spec
+
+
+def freeze_for_paths(model: Any, d: Transcoders, ids: np.ndarray) -> Frozen:
+    """Freeze with every position as nodes; with as many slots as the prompt needs, found out by trying few."""
+    most = default_slots(d)
+    frozen = _freeze(model.cfg, model.params, d, ids, n_slots=None if most <= SLOTS else SLOTS)
+    if bool(frozen.overflow):
+        needed = min(bucket(int(frozen.n_active.max())), most)
+        frozen = _freeze(model.cfg, model.params, d, ids, n_slots=needed)
+    check_finite(model, frozen)
+    return frozen
+
+
+def root_of(model: Any, d: Transcoders, frozen: Frozen, spec: Any, some: Narrow | None) -> tuple[Root, TargetNode]:
+    """The root of paths to a target, and the target's node."""
+    if spec is None:
+        spec = specify.Logit(top_logits(host(frozen.logits[-1], np.float64), Settings(None, 1))[0])
+    (chunk,), (node,) = resolve(model, d, frozen, [spec], Settings(None), some)
+    feature = isinstance(spec, specify.Feature)
+    numbers = (node.layer, node.pos, FEATURE if feature else ROOT, ABSENT, spec.index if feature else ABSENT)
+    return _root(chunk, np.asarray(numbers, np.int32), inside=feature and not model.cfg.parallel, feature=feature), node
+
+
+@partial(jax.jit, static_argnames=("inside", "feature"))
+def _root(chunk: Targets, fields: Array, inside: bool, feature: bool) -> Root:
+    """The first lane of a chunk of targets; `inside` where the layer's own attention comes before what is read."""
+    top, value = chunk.layer[0], chunk.value[0, 0]
+    point = Point(chunk.vec[0, 0], chunk.const[0, 0], top, top + inside, chunk.pos[0, 0])
+    return Root(point, value, jnp.abs(value) if feature else jnp.full_like(value, jnp.inf), fields)
+
+
+def _names(frozen: Frozen, some: Narrow | None) -> Any:
+    """The features' numbers in the whole set."""
+    if some is None:
+        return frozen.index
+    index = host(frozen.index)
+    layer = np.broadcast_to(np.arange(len(index))[:, None, None], index.shape)
+    return some.whole(layer.ravel(), index.ravel()).reshape(index.shape).astype(np.int32)
+
+
+_tables = jax.jit(tables, static_argnames=("n_heads",))
+_begin = jax.jit(begin)
+
+
+def check_matches(
+    wanted: Filters, encoded: Rules, frozen: Frozen, names: Any, root: Root, n_heads: int, skip: bool
+) -> None:
+    """Raise where a filter matches nothing that there is on this prompt.
+
+    Raises:
+        InputError: naming the filter.
+    """
+    there = host(frozen.valid)
+
+    def some(t: Any) -> np.ndarray:
+        features, heads = host(t.feature) & there, host(t.head)[..., int(skip) :]
+        return features.any((-1, -2, -3)) | heads.any((-1, -2, -3)) | host(t.embed).any(-1)
+
+    if wanted.nodes and not some(_tables(encoded.node, names, n_heads=n_heads)):
+        raise InputError(f"no node of this prompt matches the filter {shown(wanted.nodes)}")
+    if not wanted.patterns:
+        return
+    found = some(_tables(encoded.step, names, n_heads=n_heads))
+    found[:, 0] |= host(_begin(encoded, tuple(root.fields)).state)[:, 1]
+    for i, (_, pattern) in enumerate(wanted.patterns):
+        for step, matches in zip(pattern, found[i], strict=False):
+            if not matches:
+                raise InputError(f"no node of this prompt matches {shown(step)}, a step of a pattern")
+
+
+def _wide_enough(
+    model: Any, d: Transcoders, frozen: Frozen, root: Root, encoded: Rules, branches: int | None, options: dict
+) -> Any:
+    """The levels of the search; where every path is kept, with as many lanes as the widest level has paths."""
+    width = branches or 256
+    while True:
+        _check_room(model, frozen, width)
+        levels = _search(model.cfg, model.params, d, frozen, root, encoded, branches=width, **options)
+        found = jax.tree.map(host, levels)
+        needed = int(found.wanted.max())
+        if branches is not None or needed <= width:
+            return found
+        width = bucket(max(needed, 2 * width), 256)
+
+
+def _check_room(model: Any, frozen: Frozen, width: int) -> None:
+    """Raise where the continuations of one level would not fit into memory."""
+    L, T, C = frozen.index.shape
+    each = L * C + L * model.cfg.n_heads * T + 1
+    need = ARRAYS_A_CANDIDATE * width * each * frozen.value.dtype.itemsize / 1e9
+    if need > 0.6 * free_gb() or width * each >= 2**31:
+        raise InputError(
+            f"{width:,} paths a level with {each:,} continuations each take about {need:,.1f} GB: give fewer branches, "
+            "fewer iterations, or filters"
+        )
