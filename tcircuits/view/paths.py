@@ -34,13 +34,10 @@ def show_paths(graph: PathGraph, nodes: int = 12, paths: int = 8) -> None:
 def summary(graph: PathGraph, paths: int = 10) -> dict[str, object]:
     """The same as plain values, for `--json`."""
     m = graph.merged
-    strongest = [
-        [
-            {"path": graph.path_text(i), "value": float(graph.value[i]), "score": float(graph.score[i])}
-            for i in level[:paths]
-        ]
-        for level in graph.levels
-    ]
+
+    def shown(i: int) -> dict[str, object]:
+        return {"path": graph.path_text(i), "value": float(graph.value[i]), "score": float(graph.score[i])}
+
     root = {name: float(getattr(m, name)[0]) for name in ("value", "kept", "error", "bias", "pruned", "size")}
     return {
         "model": graph.model,
