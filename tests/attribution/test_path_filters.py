@@ -98,10 +98,10 @@ def test_filters_act_before_the_best_are_chosen():
 
 def test_a_narrow_beam_keeps_paths_that_can_still_satisfy_a_pattern():
     case, _ = small(*CASE)
-    pattern = "kind=head,layer=0 <- kind=embed"
-    plain = found(case, tc.Difference(3, 5), iterations=3, branches=2)
+    pattern = "kind=head,layer=0,position=1,head=0 <- kind=embed"
+    plain = found(case, tc.Difference(3, 5), iterations=3, branches=1)
     assert not any(contains(p, pattern, suffix=True) for p in of_graph(plain))
-    graph = found(case, tc.Difference(3, 5), iterations=3, branches=2, suffix=pattern)
+    graph = found(case, tc.Difference(3, 5), iterations=3, branches=1, suffix=pattern)
     assert graph.n_paths > 0
     assert all(contains(p, pattern, suffix=True) for p in of_graph(graph))
     assert not graph.listed[1:].all(), "beginnings stay, as they are on the way to what is listed"

@@ -13,7 +13,7 @@ from ..reference import attribution as at
 from ..reference import builders, dictionary
 from .path_oracle import EMBED, FEATURE, HEAD, Oracle, of_graph
 
-SMALL = {"n_layers": 2, "n_heads": 2, "d_head": 4, "length": 3, "d_feature": 8, "d_mlp": 6}
+SMALL = {"n_layers": 2, "n_heads": 2, "length": 3, "d_feature": 8, "d_mlp": 6}
 KINDS = ("plt-relu", "plt-skip", "clt-relu", "neurons")
 FAMILIES = ("gpt2", "neox", "llama", "gemma2")
 TABLE = [(f, k) for f in FAMILIES for k in KINDS]
@@ -50,8 +50,8 @@ def test_unlimited_width_is_every_path_that_there_is(family, name):
     case, _ = small(family, name)
     expected = everything(family, name)
     graph = found(case, tc.Difference(3, 5), iterations=6, branches=None)
-    assert len(expected) > 300
-    assert {len(p) for p in expected} >= {2, 3, 4, 5}
+    assert len(expected) > 100
+    assert {len(p) for p in expected} >= {2, 3, 4}
     assert min(expected.values()) < 0 < max(expected.values())
     same_values(of_graph(graph), expected, graph.size[0])
     assert graph.gap.max() <= 1e-13
@@ -86,8 +86,9 @@ def caps(case, path):
 
 
 def test_the_beam_keeps_the_best_of_each_level_with_and_without_signs_and_cap():
-    case, _ = small("gpt2", "plt-skip")
-    expected = everything("gpt2", "plt-skip")
+    case, oracle = small("gpt2", "plt-skip")
+    target = tc.Direction(9 * oracle.target.vector, position=2)  # so large that caps bind
+    expected = {p: 9 * v for p, v in everything("gpt2", "plt-skip").items()}
     rules = {
         "signed": ({}, lambda p, v: abs(v)),
         "positive": ({"positive": True}, lambda p, v: v),
@@ -95,7 +96,7 @@ def test_the_beam_keeps_the_best_of_each_level_with_and_without_signs_and_cap():
     }
     results = {}
     for name, (options, rank) in rules.items():
-        graph = found(case, tc.Difference(3, 5), iterations=4, branches=7, **options)
+        graph = found(case, target, iterations=4, branches=7, **options)
         results[name] = greedy(expected, 4, 7, rank)
         same_values(of_graph(graph), results[name], graph.size[0])
         assert graph.gap.max() <= 1e-13
@@ -156,7 +157,7 @@ def test_parts_are_those_of_the_oracle():
 
 
 def test_a_term_is_the_activation_times_the_input_invariant_weight():
-    case = builders.make_case("llama", "plt-relu", n_layers=2)
+    case = builders.make_case("llama", "plt-relu", n_layers=2, d_feature=96)
     here = at.localise(case.cfg, case.params, case.d, case.tokens)
     layer, pos, f = (int(x) for x in here.features[-1])
     graph = found(case, tc.Feature(layer, pos, f), iterations=1, branches=None)

@@ -62,7 +62,7 @@ def begin(rules: Rules, fields: tuple[Any, ...]) -> Progress:
 def advance(rules: Rules, before: Progress, matched: Bool[Array, "*B P W"]) -> Progress:
     """The path with one more node, which matches the steps `matched`."""
     more = before.state[..., :-1] & matched
-    state = jnp.concatenate([jnp.ones_like(before.state[..., :1]), more], -1)
+    state = jnp.concatenate([jnp.ones_like(more, shape=(*more.shape[:-1], 1)), more], -1)
     return Progress(state, before.seen | ends(rules, state))
 
 
