@@ -8,6 +8,7 @@ import pytest
 import tcircuits as tc
 from tcircuits import cli
 from tcircuits.cli import common
+from tcircuits.transcoders.presets import usual_set
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -38,7 +39,7 @@ def test_a_prompt_is_all_that_paths_needs(run, tmp_path, monkeypatch):
     prompt = model.decode(list(range(5, 12)))
     code, out, err = run(prompt)
     assert (code, err) == (0, "")
-    graph = tc.find_paths(model, tc.load_transcoders("tiny", model=model), prompt)
+    graph = tc.find_paths(model, tc.load_transcoders(usual_set("tiny"), model=model), model.encode(prompt, bos="auto"))
     for text in (graph.node_name(0), graph.path_text(graph.levels[0][0]), graph.path_text(graph.levels[-1][0])):
         assert text in out
     assert "5 nodes below the root" in out

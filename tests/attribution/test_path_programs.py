@@ -1,5 +1,6 @@
 """The pure search under `jit` and `vmap` and on other platforms; that it repeats; the file of a path graph."""
 
+import importlib
 import io
 import zipfile
 from functools import cache
@@ -12,7 +13,7 @@ import pytest
 
 import tcircuits as tc
 from tcircuits.attribution.frozen import freeze
-from tcircuits.attribution.paths import rules, search
+from tcircuits.attribution.paths import find, rules, search
 from tcircuits.attribution.paths.filters import parse_filters
 from tcircuits.attribution.paths.ground import Point
 from tcircuits.attribution.paths.search import Root
@@ -85,11 +86,9 @@ def test_the_search_lowers_for(family, name, platform):
 
 
 def test_wide_beams_read_in_parts_what_narrow_ones_read_at_once(monkeypatch):
-    from tcircuits.attribution.paths import search as module
-
     m, d, tokens = setting(*CASES[0])
     at_once = jax.jit(whole(m.cfg, PATTERN))(m.params, d, tokens[0], rules(PATTERN))
-    monkeypatch.setattr(module, "TOGETHER", 4)
+    monkeypatch.setattr(importlib.import_module("tcircuits.attribution.paths.search"), "TOGETHER", 4)
     in_parts = jax.jit(whole(m.cfg, PATTERN))(m.params, d, tokens[0], rules(PATTERN))
     near(in_parts, at_once)
 
@@ -102,7 +101,7 @@ def graph():
 
 def test_two_runs_write_the_same_bytes_and_a_file_gives_back_what_it_took(graph, tmp_path):
     case, _ = small("gpt2", "plt-skip")
-    jax.clear_caches()
+    find._freeze.clear_cache(), find._search.clear_cache()
     again = found(case, tc.Difference(3, 5, -1), "float32", iterations=3, branches=5, infix="kind=head")
     first, second = (tc.save_paths(g, tmp_path / name) for g, name in ((graph, "a.npz"), (again, "b.npz")))
     assert first.read_bytes() == second.read_bytes()

@@ -91,14 +91,15 @@ def condition(given: Any, length: int) -> Condition:
     Raises:
         InputError: an unknown field or operator, a value that is no whole number of that field.
     """
+    made = given
     if isinstance(given, str):
         found = re.fullmatch(r"\s*([a-z]+)\s*(==|!=|>=|<=|=|<|>)\s*([-\w]+)\s*", given)
         if found is None:
             raise InputError(f"condition {given!r}: write FIELD OP VALUE, for example layer<8; {_allowed()}")
-        given = Condition(found[1], SIGNS[found[2]], found[3])
-    if not isinstance(given, Condition) or given.field not in FIELDS or given.op not in OPS:
+        made = Condition(found[1], SIGNS[found[2]], found[3])
+    if not isinstance(made, Condition) or made.field not in FIELDS or made.op not in OPS:
         raise InputError(f"condition {given!r:.80} is unknown; {_allowed()}")
-    return Condition(given.field, given.op, _value(given, length))
+    return Condition(made.field, made.op, _value(made, length))
 
 
 def _allowed() -> str:

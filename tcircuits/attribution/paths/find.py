@@ -1,5 +1,6 @@
 """From a prompt to its paths: checks, the frozen prompt, the compiled search, the graph."""
 
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -95,26 +96,46 @@ def find_paths(
     Raises:
         InputError: see `check_prompt`, `check_match`, `specify`, `filters`; or no path is as the filters want it.
     """
-    _check_sizes(iterations, branches)
+    options = Options(iterations, branches, cap, positive, bos_source)
+    times = Timings() if timings is None else timings
+    return _find(model, transcoders, prompt, target, (filters, infix, not_infix, suffix), options, times)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides a search beside target and filters; see `find_paths`."""
+
+    iterations: int
+    branches: int | None
+    cap: bool
+    positive: bool
+    bos_source: bool | None
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or (self.branches is not None and self.branches < 1):
+            given = f"iterations={self.iterations}, branches={self.branches}"
+            raise InputError(f"{given}: give at least 1 (branches: or None for all)")
+
+
+def _find(
+    model: Any, transcoders: Any, prompt: Any, target: Any, filters: Any, options: Options, times: Timings
+) -> PathGraph:
+    """`find_paths`, its arguments bundled: everything is checked before the model is run."""
     check_match(model, transcoders)
     ids, text = check_prompt(model, prompt)
-    wanted = parse_filters(filters, infix, not_infix, suffix, len(ids))
+    wanted = parse_filters(*filters, length=len(ids))
     check_filters(wanted, model, transcoders)
     spec = _checked_target(model, transcoders, target, len(ids))
-    times = Timings() if timings is None else timings
     d, some = narrowed(model, transcoders, [ids], [False], None, times)
     with times.stage("forward"):
         frozen = freeze_for_paths(model, d, ids)
         root, node = root_of(model, d, frozen, spec, some)
-    skip = origin_rule(model, ids, Settings(None)) if bos_source is None else not bos_source
+    if options.bos_source is None:
+        options = replace(options, bos_source=not origin_rule(model, ids, Settings(None)))
     with times.stage("search"):
-        names = _names(frozen, some)
-        encoded = rules(wanted)
-        check_matches(wanted, encoded, frozen, names, root, model.cfg.n_heads, skip)
-        options = {"iterations": iterations, "cap": cap, "positive": positive, "skip_first": skip, "names": names}
-        levels = _wide_enough(model, d, frozen, root, encoded, branches, options)
-    rules_given = {"iterations": iterations, "branches": branches, "cap": cap, "positive": positive}
-    settings = _settings(d, frozen) | rules_given | {"bos_source": not skip, "filters": plain(wanted)}
+        names, encoded = _names(frozen, some), rules(wanted)
+        check_matches(wanted, encoded, frozen, names, root, model.cfg.n_heads, not options.bos_source)
+        levels = _wide_enough(model, d, frozen, root, encoded, names, options)
     graph = assemble(
         levels,
         model=model.name,
@@ -124,7 +145,7 @@ def find_paths(
         tokens=ids,
         token_text=tuple(model.token(int(i)) for i in ids),
         target=node,
-        settings=settings,
+        settings=_settings(d, frozen) | asdict(options) | {"filters": plain(wanted)},
     )
     if wanted != Filters() and not graph.n_paths:
         raise InputError("no path is as the filters want it; give weaker filters, or more branches or iterations")
@@ -135,11 +156,6 @@ def _settings(d: Transcoders, frozen: Frozen) -> dict[str, Any]:
     """What `describe` says of dictionary and prompt."""
     of_graph = describe(d, Settings(None), False, bool(frozen.overflow))
     return {name: of_graph[name] for name in ("dictionary", "layers_without_dictionary", "fill", "overflow")}
-
-
-def _check_sizes(iterations: int, branches: int | None) -> None:
-    if iterations < 1 or (branches is not None and branches < 1):
-        raise InputError(f"iterations={iterations}, branches={branches}: give at least 1 (branches: or None for all)")
 
 
 def _checked_target(model: Any, transcoders: Any, target: Any, length: int) -> Any:
@@ -229,16 +245,18 @@ def check_matches(
 
 
 def _wide_enough(
-    model: Any, d: Transcoders, frozen: Frozen, root: Root, encoded: Rules, branches: int | None, options: dict
+    model: Any, d: Transcoders, frozen: Frozen, root: Root, encoded: Rules, names: Any, options: Options
 ) -> Any:
     """The levels of the search; where every path is kept, with as many lanes as the widest level has paths."""
-    width = branches or 256
+    width = options.branches or 256
+    fixed = {"iterations": options.iterations, "cap": options.cap, "positive": options.positive}
     while True:
         _check_room(model, frozen, width)
-        levels = _search(model.cfg, model.params, d, frozen, root, encoded, branches=width, **options)
+        more = {"branches": width, "skip_first": not options.bos_source, "names": names}
+        levels = _search(model.cfg, model.params, d, frozen, root, encoded, **fixed, **more)
         found = jax.tree.map(host, levels)
         needed = int(found.wanted.max())
-        if branches is not None or needed <= width:
+        if options.branches is not None or needed <= width:
             return found
         width = bucket(max(needed, 2 * width), 256)
 
