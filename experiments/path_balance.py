@@ -54,8 +54,11 @@ def balance(family: str, kind: str, length: int) -> dict[str, Any]:
 
 def edges(family: str, kind: str) -> dict[str, Any]:
     """Sums over all paths against the edges of an attribution graph."""
-    groups = {"n_kv_heads": 2 if family in ("gpt2", "neox") else 1, "windows": (3, 0) if family == "gemma2" else ()}
-    rotary = {} if family == "gpt2" else {"rotary_dim": 4 if family == "neox" else 8}
+    groups: dict[str, Any] = {
+        "n_kv_heads": 2 if family in ("gpt2", "neox") else 1,
+        "windows": (3, 0) if family == "gemma2" else (),
+    }
+    rotary: dict[str, Any] = {} if family == "gpt2" else {"rotary_dim": 4 if family == "neox" else 8}
     model = random_model(family, dtype=_dtype(), **NARROW | groups | rotary)
     tokens = np.random.default_rng(2).integers(0, model.cfg.d_vocab, 4)
     d = random_dictionary(model, kind, tokens, d_feature=16)

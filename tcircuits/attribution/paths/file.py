@@ -57,7 +57,8 @@ def load_paths(path: str | Path) -> PathGraph:
         if about.pop("format", None) != FORMAT or about.pop("version", None) != VERSION or about.keys() != set(PLAIN):
             raise ValueError(f"its text is not of the format {FORMAT!r}, version {VERSION}")
         about["token_text"], about["target"] = tuple(about["token_text"]), TargetNode(**about["target"])
-        graph = PathGraph(**about, **arrays)
+        values: dict[str, Any] = about | arrays
+        graph = PathGraph(**values)
         _check(graph)
     except OSError as problem:
         raise InputError(f"cannot read {path}: {problem.strerror or problem}") from problem

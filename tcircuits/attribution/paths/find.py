@@ -230,7 +230,7 @@ def check_matches(
 
     def some(t: Any) -> np.ndarray:
         features, heads = host(t.feature) & there, host(t.head)[..., int(skip) :]
-        return features.any((-1, -2, -3)) | heads.any((-1, -2, -3)) | host(t.embed).any(-1)
+        return np.asarray(features.any((-1, -2, -3)) | heads.any((-1, -2, -3)) | host(t.embed).any(-1))
 
     if wanted.nodes and not some(_tables(encoded.node, names, n_heads=n_heads)):
         raise InputError(f"no node of this prompt matches the filter {shown(wanted.nodes)}")

@@ -189,8 +189,8 @@ def assemble(levels: Any, **about: Any) -> PathGraph:
     def floats(x: np.ndarray) -> Floats:
         return x[level, lane].astype(np.float64)
 
-    places = {name: ints(getattr(nodes, name)) for name in ("kind", "layer", "pos", "index")}
-    parts = {name: floats(getattr(levels, name)) for name in ("error", "bias", "size")}
+    places: dict[str, Any] = {name: ints(getattr(nodes, name)) for name in ("kind", "layer", "pos", "index")}
+    parts: dict[str, Any] = {name: floats(getattr(levels, name)) for name in ("error", "bias", "size")}
     return PathGraph(
         level=level,
         parent=parent,

@@ -169,16 +169,16 @@ def below(cfg: ModelConfig, params: Params, d: Transcoders, frozen: Frozen, base
         return (middle, collected), (reads, here.heads(into), jnp.stack(parts))
 
     by_layer = (frozen.error[:, t], base.attn_constant[:, t], base.mlp_constant[:, t], base.post_bias)
-    collected = jnp.zeros((L, C), frozen.value.dtype) if d.cfg.kind == "clt" else ()
+    collected: Any = jnp.zeros((L, C), frozen.value.dtype) if d.cfg.kind == "clt" else ()
     xs = (jnp.arange(L), blocks, *scales, slots, covered, *by_layer)
     (g, collected), (reads, head_reads, parts) = jax.lax.scan(step, (at.vec, collected), xs, reverse=True)
-    reads = collected if d.cfg.kind == "clt" else reads
-    features, from_embed = reads * frozen.value[:, t], g @ base.embed[t]
+    complete: Array = collected if d.cfg.kind == "clt" else reads
+    features, from_embed = complete * frozen.value[:, t], g @ base.embed[t]
     heads = _heads(cfg, frozen, base, head_reads, t)
     constants = jnp.concatenate([parts[:, 1:].ravel(), at.const[None]])
     terms = (features, heads, from_embed, parts[:, 0], constants)
     size = sum((jnp.abs(x).sum() for x in terms), jnp.zeros((), features.dtype))
-    return Below(reads, features, head_reads, heads, from_embed, parts[:, 0].sum(), constants.sum(), size)
+    return Below(complete, features, head_reads, heads, from_embed, parts[:, 0].sum(), constants.sum(), size)
 
 
 def _reads(params: Params, d: Transcoders, frozen: Frozen, m: Array, t: Array, written: Array, collected: Any) -> Any:

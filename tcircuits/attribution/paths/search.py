@@ -232,7 +232,8 @@ def _extend(s: Search, beam: Beam, seen: Below, place: Array, value: Array, scor
     here = beam.point.pos[b]
     of_feature, activation = _feature_point(s, layer, here, slot, seen.reads[b, layer, slot])
     of_head = _head_point(s, layer, head, here, source, seen.head_reads[b, layer, head])
-    nothing = Point(*(jnp.zeros_like(x) for x in (of_head.vec, of_head.const, layer, layer)), here)
+    zero = jnp.zeros_like(layer)
+    nothing = Point(jnp.zeros_like(of_head.vec), jnp.zeros_like(of_head.const), zero, zero, here)
 
     def choose(x: Array, y: Array, z: Array) -> Array:
         first, last = (jnp.expand_dims(c, range(1, x.ndim)) for c in (is_feature, is_embed))
