@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import tcircuits as tc
+from experiments.toys import random_dictionary, random_model
 from tcircuits.attribution.frozen import freeze
 from tcircuits.attribution.paths import find, rules, search
 from tcircuits.attribution.paths.filters import parse_filters
@@ -21,6 +22,7 @@ from tcircuits.attribution.targets import logit_vectors, output_targets
 
 from .. import bridge
 from ..reference import builders
+from ..transcoders.on_disk import lazily
 from .test_paths import found, small
 from .test_transforms import near
 
@@ -91,6 +93,21 @@ def test_wide_beams_read_in_parts_what_narrow_ones_read_at_once(monkeypatch):
     monkeypatch.setattr(importlib.import_module("tcircuits.attribution.paths.search"), "TOGETHER", 4)
     in_parts = jax.jit(whole(m.cfg, PATTERN))(m.params, d, tokens[0], rules(PATTERN))
     near(in_parts, at_once)
+
+
+def test_a_set_on_disk_has_the_paths_of_the_same_in_memory(tmp_path):
+    model = random_model("llama", n_layers=2)
+    tokens = np.random.default_rng(2).integers(0, model.cfg.d_vocab, 5)
+    d = random_dictionary(model, "plt-jumprelu", tokens, d_feature=120, share=0.04)
+    tc.save_transcoders(d, tmp_path / "saved")
+    full = tc.load_transcoders(tmp_path / "saved", model=model.cfg)
+    lazy = lazily(tmp_path / "saved", model.cfg, block_bytes=50 * 32 * 4)
+    options = {"iterations": 3, "branches": 8, "filters": "feature!=3"}
+    a, b = (tc.find_paths(model, t, tokens, **options) for t in (full, lazy))
+    for name in ("kind", "layer", "pos", "index", "parent", "level"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    assert (a.index[a.kind == 0] > 20).any(), "numbers of the whole set"
+    np.testing.assert_allclose(a.value, b.value, atol=4e-6 * a.size[0])
 
 
 @pytest.fixture(scope="module")

@@ -209,9 +209,9 @@ def _names(frozen: Frozen, some: Narrow | None) -> Any:
     """The features' numbers in the whole set."""
     if some is None:
         return frozen.index
-    index = host(frozen.index)
-    layer = np.broadcast_to(np.arange(len(index))[:, None, None], index.shape)
-    return some.whole(layer.ravel(), index.ravel()).reshape(index.shape).astype(np.int32)
+    there, names = host(frozen.valid), host(frozen.index).copy()
+    names[there] = some.whole(np.nonzero(there)[0], names[there])
+    return names
 
 
 _tables = jax.jit(tables, static_argnames=("n_heads",))
