@@ -1,12 +1,16 @@
 """Computational paths: the search against brute force, and the balance of every node."""
 
+from dataclasses import replace
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import tcircuits as tc
+from tcircuits.attribution.frozen import freeze
+from tcircuits.models.forward import MlpHook, forward_one
 
 from .. import bridge
 from ..reference import attribution as at
@@ -204,3 +208,55 @@ def test_a_prompt_with_more_active_features_than_slots_is_frozen_again(monkeypat
     assert of_graph(again) == of_graph(whole)
     assert not again.settings["overflow"]
     np.testing.assert_array_equal(again.wanted, whole.wanted)
+
+
+def gradient(model, case, frozen, pattern, vector):
+    """[L, T, D]: d <final norm's output at the last position, vector> / d MLP outputs, all else of the run frozen."""
+    tokens = jnp.asarray(case.tokens)
+    held = forward_one(model.cfg, model.params, tokens, sites=("mlp_out",))[0].acts["mlp_out"]
+
+    def read(added):
+        hook = MlpHook("mlp_out", (), lambda layer, state, _, written: (held[layer] + added[layer], state, ()))
+        hold = replace(frozen.hold, pattern=pattern)
+        out = forward_one(model.cfg, model.params, tokens, hold=hold, hook=hook, sites=("final_norm",))[0]
+        return out.acts["final_norm"][-1] @ vector
+
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(jax.jit(jax.grad(read))(jnp.zeros_like(held)))
+
+
+def test_the_papers_equations_against_autodiff(x64):
+    """Directly (7, 18); through one head and source (8, 19-24); through all heads at once (25, 26)."""
+    case, oracle = small("gpt2", "plt-relu")
+    graph = found(case, tc.Difference(3, 5), iterations=6, branches=None)
+    paths, (model, d) = of_graph(graph), bridge.both(case)
+    frozen = jax.jit(freeze, static_argnums=0)(model.cfg, model.params, d, jnp.asarray(case.tokens))
+    whole, root = frozen.hold.pattern, oracle.root
+
+    def expected(pattern):
+        g = gradient(model, case, frozen, pattern, oracle.target.vector)
+        rows, values = case.d.arrays["w_dec"], oracle.here.values
+        return {(m, t, f): values[m][t, f] * rows[m, f] @ g[m, t] for m, t, f in oracle.here.features.tolist()}
+
+    def through(keep):
+        sums = dict.fromkeys(map(tuple, oracle.here.features.tolist()), 0.0)
+        for p, v in paths.items():
+            if p[-1][0] == FEATURE and all(n[0] == HEAD for n in p[1:-1]) and keep(p):
+                sums[p[-1][1:]] += v
+        return sums
+
+    one = (1, 0, 2, 1)  # layer, head, destination, source
+    cases = {
+        "direct": (jnp.zeros_like(whole), lambda p: len(p) == 2),
+        "one head": (
+            jnp.zeros_like(whole).at[one].set(whole[one]),
+            lambda p: len(p) == 2 or p[:-1] == (root, (HEAD, 1, 1, 0)),
+        ),
+        "all heads": (whole, lambda p: True),
+    }
+    seen = []
+    for pattern, keep in cases.values():
+        want, got = expected(pattern), through(keep)
+        assert max(abs(want[k] - got[k]) for k in want) <= 1e-13 * graph.size[0]
+        seen.append(sum(v != 0 for v in got.values()))
+    assert 0 < seen[0] < seen[1] < seen[2]
