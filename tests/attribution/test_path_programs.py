@@ -14,10 +14,8 @@ import pytest
 import tcircuits as tc
 from experiments.toys import random_dictionary, random_model
 from tcircuits.attribution.frozen import freeze
-from tcircuits.attribution.paths import find, rules, search
+from tcircuits.attribution.paths import find, root_from, rules, search
 from tcircuits.attribution.paths.filters import parse_filters
-from tcircuits.attribution.paths.ground import Point
-from tcircuits.attribution.paths.search import Root
 from tcircuits.attribution.targets import logit_vectors, output_targets
 
 from .. import bridge
@@ -46,14 +44,7 @@ def whole(cfg, given, **options):
         token = jnp.argmax(frozen.logits[-1])[None]
         pos, one = jnp.full(1, LENGTH - 1), jnp.ones(1)
         t = output_targets(cfg, params, frozen, *logit_vectors(params, token), pos, one)
-        top = jnp.asarray(cfg.n_layers)
-        root = Root(
-            Point(t.vec[0, 0], t.const[0, 0], top, top, t.pos[0, 0]),
-            t.value[0, 0],
-            jnp.asarray(jnp.inf),
-            jnp.stack([top, t.pos[0, 0], jnp.asarray(3), jnp.asarray(-1), jnp.asarray(-1)]),
-        )
-        return search(cfg, params, d, frozen, root, encoded, iterations=3, branches=6, **options)
+        return search(cfg, params, d, frozen, root_from(cfg, t), encoded, iterations=3, branches=6, **options)
 
     return run
 

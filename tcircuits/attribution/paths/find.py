@@ -1,11 +1,9 @@
 """From a prompt to its paths: checks, the frozen prompt, the compiled search, the graph."""
 
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tcircuits.attribution import specify
@@ -24,9 +22,6 @@ from tcircuits.attribution.graph import TargetNode
 from tcircuits.attribution.memory import free_gb
 from tcircuits.attribution.narrowing import narrowed
 from tcircuits.attribution.paths.filters import (
-    ABSENT,
-    FEATURE,
-    ROOT,
     Filters,
     Rules,
     check_filters,
@@ -37,21 +32,20 @@ from tcircuits.attribution.paths.filters import (
     shown,
 )
 from tcircuits.attribution.paths.graph import PathGraph, assemble
-from tcircuits.attribution.paths.ground import Point
 from tcircuits.attribution.paths.progress import begin, tables
-from tcircuits.attribution.paths.search import Root, search
-from tcircuits.attribution.targets import Targets
+from tcircuits.attribution.paths.search import Root, root_from, search
 from tcircuits.attribution.timing import Timings
 from tcircuits.numerics import bucket
 from tcircuits.parallel import host
 from tcircuits.transcoders.dictionary import Transcoders
 from tcircuits.transcoders.lazy import LazyTranscoders, Narrow
-from tcircuits.types import Array, InputError
+from tcircuits.types import InputError
 
 SLOTS = 128  # active features at a position that are expected; where there are more, the prompt is frozen again
 ARRAYS_A_CANDIDATE = 8  # of 4 or 8 bytes, that a level holds of each of its paths' continuations
 
 _freeze = jax.jit(freeze, static_argnames=("cfg", "n_slots"))
+_root_from = jax.jit(root_from, static_argnums=0)
 _search = jax.jit(search, static_argnames=("cfg", "iterations", "branches", "cap", "positive"))
 
 
@@ -192,17 +186,7 @@ def root_of(model: Any, d: Transcoders, frozen: Frozen, spec: Any, some: Narrow 
     if spec is None:
         spec = specify.Logit(top_logits(host(frozen.logits[-1], np.float64), Settings(None, 1))[0])
     (chunk,), (node,) = resolve(model, d, frozen, [spec], Settings(None), some)
-    feature = isinstance(spec, specify.Feature)
-    numbers = (node.layer, node.pos, FEATURE if feature else ROOT, ABSENT, spec.index if feature else ABSENT)
-    return _root(chunk, np.asarray(numbers, np.int32), inside=feature and not model.cfg.parallel, feature=feature), node
-
-
-@partial(jax.jit, static_argnames=("inside", "feature"))
-def _root(chunk: Targets, fields: Array, inside: bool, feature: bool) -> Root:
-    """The first lane of a chunk of targets; `inside` where the layer's own attention comes before what is read."""
-    top, value = chunk.layer[0], chunk.value[0, 0]
-    point = Point(chunk.vec[0, 0], chunk.const[0, 0], top, top + inside, chunk.pos[0, 0])
-    return Root(point, value, jnp.abs(value) if feature else jnp.full_like(value, jnp.inf), fields)
+    return _root_from(model.cfg, chunk, spec.index if isinstance(spec, specify.Feature) else None), node
 
 
 def _names(frozen: Frozen, some: Narrow | None) -> Any:

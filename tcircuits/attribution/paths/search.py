@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from tcircuits.attribution.frozen import Frozen
 from tcircuits.attribution.linear import norm_bias, norm_down
 from tcircuits.attribution.paths import progress
-from tcircuits.attribution.paths.filters import ABSENT, EMBED, FEATURE, HEAD, Rules
+from tcircuits.attribution.paths.filters import ABSENT, EMBED, FEATURE, HEAD, ROOT, Rules
 from tcircuits.attribution.paths.ground import Below, Ground, Point, below, ground
 from tcircuits.attribution.paths.progress import Progress, Tables
-from tcircuits.attribution.targets import feature_vectors
+from tcircuits.attribution.targets import Targets, feature_vectors
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.params import Params
 from tcircuits.numerics import wide
@@ -46,6 +46,16 @@ class Root:
     value: Float[Array, ""]
     bound: Float[Array, ""]
     fields: Int[Array, " 5"]
+
+
+def root_from(cfg: ModelConfig, targets: Targets, feature: Int[Array, ""] | int | None = None) -> Root:
+    """The first of some targets as the root of paths: an output, or the feature of this number."""
+    top, pos, value = targets.layer[0], targets.pos[0, 0], targets.value[0, 0]
+    attn = top if feature is None or cfg.parallel else top + 1
+    kind, number = (ROOT, ABSENT) if feature is None else (FEATURE, feature)
+    bound = jnp.full_like(value, jnp.inf) if feature is None else jnp.abs(value)
+    fields = jnp.stack([jnp.asarray(x, jnp.int32) for x in (top, pos, kind, ABSENT, number)])
+    return Root(Point(targets.vec[0, 0], targets.const[0, 0], top, attn, pos), value, bound, fields)
 
 
 @jax.tree_util.register_dataclass
