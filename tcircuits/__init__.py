@@ -2,7 +2,7 @@
 
 >>> import tcircuits as tc
 >>> sorted(name for name in dir(tc) if name.startswith("load"))
-['load_graph', 'load_model', 'load_transcoders']
+['load_graph', 'load_model', 'load_paths', 'load_transcoders']
 
 Names are imported when they are first used: `import tcircuits` starts no JAX backend and loads none of the heavy
 libraries.
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         scores,
     )
     from tcircuits.attribution.graph_io import load_graph, save_graph
+    from tcircuits.attribution.paths import PathGraph, find_paths, load_paths, save_paths
     from tcircuits.interventions import feature_edit, intervene, steer
     from tcircuits.models.edits import Edit, edit
     from tcircuits.models.folding import fold
@@ -70,6 +71,7 @@ _HOME = {
         "scores",
     ),
     "tcircuits.attribution.graph_io": ("load_graph", "save_graph"),
+    "tcircuits.attribution.paths": ("PathGraph", "find_paths", "load_paths", "save_paths"),
     "tcircuits.interventions": ("feature_edit", "intervene", "steer"),
     "tcircuits.models.edits": ("Edit", "edit"),
     "tcircuits.models.folding": ("fold",),
@@ -98,6 +100,7 @@ __all__ = [
     "Logit",
     "Model",
     "Output",
+    "PathGraph",
     "Timings",
     "Transcoders",
     "__version__",
@@ -108,6 +111,7 @@ __all__ = [
     "expand",
     "feature_edit",
     "feature_statistics",
+    "find_paths",
     "fold",
     "forward",
     "freeze",
@@ -117,6 +121,7 @@ __all__ = [
     "intervene",
     "load_graph",
     "load_model",
+    "load_paths",
     "load_transcoders",
     "open_transcoders",
     "prune",
@@ -124,6 +129,7 @@ __all__ = [
     "rows",
     "save_graph",
     "save_model",
+    "save_paths",
     "save_transcoders",
     "scores",
     "steer",

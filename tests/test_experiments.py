@@ -12,14 +12,17 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import common, perturbation, row_sums, selection_rule, toys
-from experiments.bench import lazy_decoder
+from experiments import common, path_balance, perturbation, row_sums, selection_rule, toys
+from experiments.bench import lazy_decoder, paths
 from experiments.bench.attribution import least_flops
 from tcircuits.attribution import attribute
 from tcircuits.attribution.reference_selection import visited
 
 EXPERIMENTS = Path(common.__file__).parent
-HELPERS = {"common", "toys", "format_cases", "rival_readers", "bench.rival_circuit_tracer", "bench.rival_trainers"}
+HELPERS = {
+    *("common", "toys", "format_cases", "rival_readers"),
+    *("bench.rival_circuit_tracer", "bench.rival_paths", "bench.rival_trainers"),
+}
 MODULES = sorted(
     ".".join(path.relative_to(EXPERIMENTS).with_suffix("").parts)
     for folder in (EXPERIMENTS, EXPERIMENTS / "bench")
@@ -70,6 +73,24 @@ def test_perturbation_compares_every_source_and_target():
     assert found["within"]
     assert 0 < found["gap"] < 1e-6
     assert 0 < found["products_gap"] < 8 * 2.0**-24
+
+
+def test_paths_through_heads_add_up_to_the_edges_of_an_attribution_graph():
+    found = path_balance.edges("neox", "plt-relu")
+    assert found["within"]
+    assert found["edges"] > 4
+    assert found["paths"] > found["edges"]
+    assert 0 < found["difference"] <= 1e-6
+
+
+def test_the_rivals_find_the_paths_that_the_package_finds():
+    cfg = paths.Config(small=True, length=7, d_feature=200, active=12, layer=6, iterations=3, branches=5, repeats=1)
+    found = paths.measure(cfg)
+    assert all(found["sides"][name]["same_paths"] for name in ("cached", "reference_row", "reference"))
+    assert max(found["sides"][name]["difference"] for name in ("cached", "reference")) < 1e-5
+    assert found["sides"]["reference"]["dense"]["dictionary"] == 2 * found["sides"]["reference"]["layer_visits"]
+    assert found["active"]["mean"] == pytest.approx(12, rel=0.3)
+    assert found["max_gap"] <= 1e-6
 
 
 @pytest.mark.slow

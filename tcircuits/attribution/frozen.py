@@ -130,7 +130,7 @@ def _layer_features(cfg: ModelConfig, d: Transcoders, n_slots: int, inputs: Any)
     rows = None
     if d.cfg.kind == "transcoder":
         assert d.w_dec is not None
-        rows = jnp.where(covered, wide(d.w_dec[slot])[index], 0.0)
+        rows = jnp.where(covered, wide(d.w_dec[slot, index]), 0.0)
     if d.cfg.fill == "neurons":
         return _filled(cfg, d, block, reads, post_scale, covered, (index, value, factor, valid, n_active, rows))
     return index, value, factor, valid, n_active, rows
@@ -164,7 +164,7 @@ def _cross_layer_rows(d: Transcoders, index: Int[Array, "L T C"]) -> Float[Array
 
     def one(p: Array) -> Array:
         assert d.w_dec is not None
-        return wide(d.w_dec[p])[index[jnp.asarray(sources)[p]]]
+        return wide(d.w_dec[p, index[jnp.asarray(sources)[p]]])
 
     return jax.lax.map(one, jnp.arange(len(sources)))
 

@@ -11,6 +11,7 @@ import tyro
 from tcircuits.cli.dictionaries import Eval, Tokenize, evaluate, tokenize
 from tcircuits.cli.features import Features, features
 from tcircuits.cli.files import Convert, Info, convert, info
+from tcircuits.cli.pathing import Paths, paths
 from tcircuits.cli.sweeping import Sweep, sweep
 from tcircuits.cli.tracing import Intervene, Trace, View, intervene, trace, view
 from tcircuits.cli.training import Train, train
@@ -18,6 +19,7 @@ from tcircuits.types import InputError
 
 RUN: dict[type, Callable[[Any], None]] = {
     Trace: trace,
+    Paths: paths,
     View: view,
     Convert: convert,
     Intervene: intervene,

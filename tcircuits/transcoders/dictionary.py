@@ -128,7 +128,8 @@ def sparse(
     Where more than `n_slots` are active the largest indices are lost; the caller compares `(f != 0).sum(-1)` with it.
     """
     n = f.shape[-1]
-    key = jnp.where(f != 0, n - jnp.arange(n, dtype=jnp.int32), 0)
+    # Whole numbers are exact in float32 below 2^24; XLA's CPU backend has a fast top-k for it alone (forty times).
+    key = jnp.where(f != 0, n - jnp.arange(n, dtype=jnp.float32 if n < 1 << 24 else jnp.int32), 0)
     ranked, index = jax.lax.top_k(key, n_slots)
     valid = ranked > 0
     return jnp.where(valid, index, 0), jnp.where(valid, jnp.take_along_axis(f, index, -1), 0.0), valid
