@@ -18,6 +18,7 @@ there); intervals are over the seeds (Student's t). The second takes what it is 
 - `needed`: the least k from which a curve is at `share` of the probability difference with the full dictionary, the
   same target for features and neurons (for the paper's figures: about 13 against 47);
 - `needed_of_gap`: where nothing kept costs at least `least_gap`: the least k that recovers `share` of that gap;
+- `read`: the first `read` features by variance at the headline's place, by their weights (`experiments.years.reading`);
 - `harmful`: of the first `harmful_of` features the one whose removal helps most where it was looked for, and what its
   removal does where it was not.
 
@@ -35,7 +36,7 @@ import scipy.stats
 import tcircuits as tc
 from experiments.common import ROOT, save, show
 from experiments.lm import sweeps
-from experiments.years import kept
+from experiments.years import kept, reading
 from experiments.years.prompts import Prompts, difference, grammar_prompts, template_prompts
 from tcircuits.types import InputError
 
@@ -67,6 +68,8 @@ class Config:
     """From which a gap is worth recovering."""
     harmful_of: int = 50
     """First features by variance among which a harmful one is looked for."""
+    read: int = 10
+    """Features whose weights are read."""
     work: Path = ROOT / "build/studies"
     """The training run; what is there is used."""
 
@@ -187,6 +190,14 @@ def measured(cfg: Config, model: tc.Model, sets: dict[int, tc.Transcoders], both
     return found, neurons, sides
 
 
+def readings(cfg: Config, side: Side, d: tc.Transcoders) -> list[dict[str, Any]]:
+    """The first features by variance: activation by start year, direct effects on years, what they answer to."""
+    index = order_of(side.values, "variance", 0)[: cfg.read]
+    prompts, where = side.halves[1], side.where
+    found = reading.read(side.model, d, where.layer, index, prompts, where.place)
+    return reading.told(found, kept.at(side.measured, prompts, where.place)[:, index], prompts.yy, index)
+
+
 def controls(cfg: Config, neurons: Side, sides: dict[int, Side]) -> dict[str, Any]:
     """At one place: curves under the other rankings, and harmful features."""
     rankings = {
@@ -238,6 +249,7 @@ def main(cfg: Config) -> None:
         "original": told(difference(kept.real(model, both[1]), both[1].yy)),
         "headline": line(head) | {"ratio": ratio(head, ""), "ratio_of_gap": ratio(head, "_of_gap")},
         "controls": controls(cfg, neurons, sides),
+        "read": {seed: readings(cfg, side, sets[seed]) for seed, side in sides.items()},
         "counts": COUNTS,
         "places": [f for f, *_ in found.values()],
     }

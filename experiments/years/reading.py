@@ -23,7 +23,7 @@ import scipy.stats
 
 import tcircuits as tc
 from experiments.years.prompts import Prompts
-from tcircuits.attribution.forward_weights import stream_logits, written_streams
+from tcircuits.attribution.forward_weights import direct_logits
 from tcircuits.attribution.weights import deembed, feature_covectors, pullback, through_heads, unit_hold
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.forward import forward
@@ -65,7 +65,7 @@ def _weights(
 ) -> tuple[Float[Array, "N Y"], Float[Array, "N Y"]]:
     """Effects on the years' logits, and answers to the years' tokens."""
     hold, at = unit_hold(cfg, params.embed.dtype), jnp.full(index.shape, layer)
-    promotes = stream_logits(cfg, params, hold, written_streams(cfg, params, d, hold, at, index)[-1])[:, years]
+    promotes = direct_logits(cfg, params, d, hold, at, index)[:, years]
     u, top = feature_covectors(cfg, params, d, hold, at, index), layer
     if head is not None:
         u, top = through_heads(cfg, params, d, hold, u, layer, (head,)), jnp.asarray(head[0])
