@@ -12,7 +12,7 @@ same k (`experiments.lm.sweeps`). Of each set `features` live ones are drawn at 
 neurons (where positive) are a control. Intervals: over the features of a set by resampling, over seeds by Student's t.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ def _values(
 
 def values(model: tc.Model, d: tc.Transcoders | None, a: Annotated) -> Sparse:
     """Positive values at the real tokens, [tokens, layers x features]."""
+    d = None if d is None else replace(d, source="")  # static: one program for all sets
     parts = []
     for first in range(0, len(a.tokens), BATCH):
         rows, real = a.tokens[first : first + BATCH], a.real[first : first + BATCH]
