@@ -1,7 +1,7 @@
 """What attention adds to a target, head by head: by source position, and how much of one edge goes through each head.
 
-`head_sources` splits <attention's output at a position, u> into heads and source positions: [L, H, T] numbers, and the
-pattern's row of the one position is all that is read of [H, T, T].
+`head_sources` splits what attention adds to <u, stream at a position> into heads and source positions: [L, H, T]
+numbers, made of values and of the patterns' rows of that one position; no array [H, T, T, D] is made.
 
 `head_loadings` splits an edge of the attribution graph. An edge sums over all paths between source and target, through
 the residual stream, affine skips and frozen attention. Paths through no head, through each head alone, and through two
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from tcircuits.attribution.frozen import Frozen
 from tcircuits.attribution.linear import heads_down, norm_bias, norm_down, token_vectors
 from tcircuits.attribution.rows import Sweep
+from tcircuits.attribution.weights import Still, hold_of
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.forward import Hold, forward_one
 from tcircuits.models.params import Params
@@ -120,10 +121,11 @@ def head_loadings(
 
     def by_head(m: Any, g: Float[Array, " D"]) -> Float[Array, "H D"]:
         """A covector on what layer m's attention writes at the target, back through each head to the source's place."""
-        block, h = sweep.at(m)
-        g = norm_down(cfg, block.norm1_post, None if h.norm1_post is None else h.norm1_post[pos, None], g[None])
-        back = heads_down(block.attn, g)[0] * h.pattern[:, pos, source.pos, None]
-        return norm_down(cfg, block.norm1, h.norm1[source.pos, None], back)
+        block, at_target = _place(sweep, pos).at(m)
+        at_source = _place(sweep, source.pos).at(m)[1]
+        g = norm_down(cfg, block.norm1_post, at_target.norm1_post, g[None])
+        back = heads_down(block.attn, g)[0] * sweep.at(m)[1].pattern[:, pos, source.pos, None]
+        return norm_down(cfg, block.norm1, at_source.norm1, back)
 
     def into_attention(m: Any, g: Any) -> Any:
         """Passing the attention of layer m: none yet, one by head, one in all, more."""
@@ -173,11 +175,9 @@ def head_loadings(
         )
 
 
-def _place(sweep: Sweep, pos: Any) -> Any:
+def _place(sweep: Sweep, pos: Any) -> Still:
     """The denominators of one position, [L, 1]."""
-    from tcircuits.attribution.weights import Still, hold_at
-
-    return Still(sweep.cfg, sweep.params, sweep.d, hold_at(sweep.frozen, pos))
+    return Still(sweep.cfg, sweep.params, sweep.d, hold_of(sweep.hold, pos))
 
 
 def _written_at(sweep: Sweep, m: Any, pos: Any, g: Float[Array, "B D"]) -> Float[Array, "B D"]:
@@ -198,31 +198,42 @@ def head_values(cfg: ModelConfig, params: Params, hold: Hold, tokens: Array) -> 
 
 
 def head_sources(
-    cfg: ModelConfig, params: Params, hold: Hold, values: Float[Array, "L T G K"], top: Any, pos: Any, vec: Array
+    cfg: ModelConfig,
+    params: Params,
+    d: Transcoders,
+    hold: Hold,
+    values: Float[Array, "L T G K"],
+    top: Any,
+    pos: Any,
+    vec: Float[Array, " D"],
 ) -> HeadSources:
-    """Attention's part of <vec, stream at `pos`>, by head and source position (equation 8). Pure; `vmap` it.
+    """What attention adds to <vec, stream at `pos`>, by head and source position (equations 8, 19-22). Pure; `vmap` it.
+
+    Through the residual stream and affine skips: what it adds through features is theirs.
 
     Args:
         cfg: the model's sizes and switches (static).
         params: its weights.
+        d: a set of dictionaries on it, for its affine skips.
         hold: the prompt's patterns and denominators (`Frozen.hold`).
         values: of the same prompt (`head_values`).
         top: `vec` reads the stream before this layer's MLP (L: the final norm).
         pos: where.
-        vec: covector [D].
+        vec: covector.
     """
     last = top - 1 if cfg.parallel else top
-    group = cfg.n_heads // cfg.n_kv_heads
+    group, still = cfg.n_heads // cfg.n_kv_heads, Still(cfg, params, d, hold_of(hold, pos))
 
-    def one(m: Array) -> tuple[Array, Array]:
-        block = jax.tree.map(lambda x: wide(x[m]), params.blocks)
-        post = None if hold.norm1_post is None else hold.norm1_post[m, pos, None]
-        g = norm_down(cfg, block.norm1_post, post, vec[None])[0]
-        read = jnp.einsum("D,HKD->HK", g, block.attn.w_o).reshape(cfg.n_kv_heads, group, -1)
+    def step(g: Array, m: Array) -> tuple[Array, HeadSources]:
+        lower = jnp.where(m < top, g + still.skip(m, still.written(m, g)), g)
+        at, (block, h) = g if cfg.parallel else lower, still.at(m)
+        down = norm_down(cfg, block.norm1_post, h.norm1_post, at)[0, 0]
+        read = jnp.einsum("D,HKD->HK", down, block.attn.w_o).reshape(cfg.n_kv_heads, group, -1)
         assert hold.pattern is not None
-        found = jnp.einsum("GRK,SGK->GRS", read, values[m]).reshape(cfg.n_heads, -1) * hold.pattern[m, :, pos]
-        bias = (0.0 if block.attn.b_o is None else block.attn.b_o @ g) + (norm_bias(block.norm1_post) * vec).sum()
-        return jnp.where(m <= last, found, 0.0), jnp.where(m <= last, bias, 0.0)
+        found = jnp.einsum("GRK,SGK->GRS", read, wide(values[m])).reshape(cfg.n_heads, -1) * hold.pattern[m, :, pos]
+        bias = 0.0 if block.attn.b_o is None else block.attn.b_o @ down
+        bias = bias + (norm_bias(block.norm1_post) * at[0, 0]).sum()
+        return lower, HeadSources(jnp.where(m <= last, found, 0.0), jnp.where(m <= last, bias, 0.0))
 
     with jax.default_matmul_precision("highest"):
-        return HeadSources(*jax.lax.map(one, jnp.arange(cfg.n_layers)))
+        return jax.lax.scan(step, vec[None, None], jnp.arange(cfg.n_layers), reverse=True)[1]

@@ -25,9 +25,11 @@ def layer(tree: Any, index: Any) -> Any:
     return jax.tree.map(lambda x: wide(jax.lax.dynamic_index_in_dim(x, index, keepdims=False)), tree)
 
 
-def norm_down(cfg: ModelConfig, p: Norm | None, scale: Float[Array, " T"], g: Float[Array, "*B T D"]) -> Array:
-    """Transpose of x -> w * centre(x) / scale."""
-    if p is None:
+def norm_down(
+    cfg: ModelConfig, p: Norm | None, scale: Float[Array, " T"] | None, g: Float[Array, "*B T D"]
+) -> Float[Array, "*B T D"]:
+    """Transpose of x -> w * centre(x) / scale; without a norm the identity."""
+    if p is None or scale is None:
         return g
     return centre(cfg.norm, g * wide(p.w)) / scale[..., None]
 

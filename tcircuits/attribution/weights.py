@@ -8,7 +8,7 @@ skip transcoders, which are linear and the same for every prompt; heads are pass
 
 Denominators of norms do depend on the prompt. Gains, mean subtraction and post-norms are in every weight; what stands
 for the denominators is `hold`, one number a layer and norm: `unit_hold` (ones: weights in folded units, each a fixed
-positive factor off), `corpus.mean_hold` (their harmonic mean over a corpus), or `hold_at` (those of one position of a
+positive factor off), `corpus.mean_hold` (their harmonic mean over a corpus), or `hold_of` (those of one position of a
 prompt: then the equation above is exact).
 
 Source: Dunefsky et al. 2024 (arXiv 2406.11944), sections 3.2.3-3.2.4 and equations 7, 8, 18-28.
@@ -31,7 +31,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tcircuits.attribution.frozen import Frozen, coverage
+from tcircuits.attribution.frozen import coverage
 from tcircuits.attribution.linear import head_down, heads_down, norm_down, norm_up
 from tcircuits.attribution.maps import Maps
 from tcircuits.attribution.targets import covectors, encoder_rows
@@ -63,11 +63,13 @@ def unit_hold(cfg: ModelConfig, dtype: Any = jnp.float32) -> Hold:
     return Hold(None, one, one, one, one, one[0])
 
 
-def hold_at(frozen: Frozen, pos: Any) -> Hold:
-    """Denominators of one position of a frozen prompt."""
-    h = frozen.hold
-    layers = [None if x is None else x[:, pos, None] for x in (h.norm1, h.norm1_post, h.norm2, h.norm2_post)]
-    return Hold(None, *layers, None if h.final_norm is None else h.final_norm[pos, None])
+def hold_of(hold: Hold, pos: Any) -> Hold:
+    """Denominators of one position of a prompt (`Frozen.hold`)."""
+
+    def at(x: Array | None) -> Array | None:
+        return None if x is None else x[..., pos, None]
+
+    return Hold(None, at(hold.norm1), at(hold.norm1_post), at(hold.norm2), at(hold.norm2_post), at(hold.final_norm))
 
 
 def feature_covectors(
