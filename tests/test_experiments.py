@@ -19,7 +19,15 @@ from tcircuits.attribution import attribute
 from tcircuits.attribution.reference_selection import visited
 
 EXPERIMENTS = Path(common.__file__).parent
-HELPERS = {"common", "toys", "format_cases", "rival_readers", "bench.rival_circuit_tracer", "bench.rival_trainers"}
+HELPERS = {
+    "common",
+    "toys",
+    "autodiff",
+    "format_cases",
+    "rival_readers",
+    "bench.rival_circuit_tracer",
+    "bench.rival_trainers",
+}
 MODULES = sorted(
     ".".join(path.relative_to(EXPERIMENTS).with_suffix("").parts)
     for folder in (EXPERIMENTS, EXPERIMENTS / "bench")

@@ -71,7 +71,8 @@ def top_tokens(model: Any, scores: Float[np.ndarray, " V"], k: int) -> tuple[lis
     """([[token, score], ...] of the largest scores, the same of the smallest), tokens as shown to people."""
     k = min(k, len(scores))
     up, down = np.argsort(-scores, kind="stable")[:k], np.argsort(scores, kind="stable")[:k]
-    return tuple([[model.token(int(t)), float(scores[t])] for t in side] for side in (up, down))
+    largest, smallest = ([[model.token(int(t)), float(scores[t])] for t in side] for side in (up, down))
+    return largest, smallest
 
 
 def top_features(weights: Float[np.ndarray, "L F"], k: int) -> tuple[list[Any], list[Any]]:
@@ -119,7 +120,8 @@ def feature_weights(
     chain = tuple((int(i), int(h)) for i, h in through)
     place = hold or unit_hold(model.cfg, wide(model.params.embed).dtype)
     at = jnp.asarray(layer), jnp.asarray(index)
-    found = {k: host(x) for k, x in _numbers(model.cfg, model.params, d, place, *at, chain).items()}
+    numbers = _numbers(model.cfg, model.params, d, place, *at, chain)
+    found: dict[str, np.ndarray] = {k: host(x) for k, x in numbers.items()}
     answers, silenced = top_tokens(model, found["tokens"], top)
     promoted, suppressed = top_tokens(model, found["logits"], top)
     (excited, inhibited), (excites, inhibits) = (top_features(found[k], top) for k in ("earlier", "later"))

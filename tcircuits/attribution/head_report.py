@@ -26,7 +26,8 @@ _pairs = jax.jit(partial(qk_pairs), static_argnames=("cfg", "n", "block"))
 
 def source_name(model: Any, frozen: Frozen, number: int) -> str:
     """A source of a query or key, as a person reads it."""
-    kind, layer, pos, slot = source_place(frozen.index.shape, number)
+    L, T, C = frozen.index.shape
+    kind, layer, pos, slot = source_place((L, T, C), number)
     if kind == "feature":
         return f"L{layer} f{int(frozen.index[layer, pos, slot])} @{pos}"
     if kind == "error":
@@ -92,7 +93,8 @@ def attention_report(
 def _named(model: Any, frozen: Frozen, pairs: QKPairs, top: int) -> dict[str, Any]:
     """Pairs and the largest sources of each side, with names."""
 
-    def side(x: np.ndarray) -> list[Any]:
+    def side(values: Any) -> list[Any]:
+        x = np.asarray(values)
         order = np.argsort(-np.abs(x), kind="stable")[:top]
         return [[source_name(model, frozen, int(i)), float(x[i])] for i in order]
 

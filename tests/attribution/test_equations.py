@@ -1,10 +1,10 @@
 """The transcoder paper's equations 6-8 and 18-28, each against autodiff of the frozen replacement model, in float64.
 
-Source: Dunefsky et al. 2024 (arXiv 2406.11944). The oracle is `frozen_model`: the gradient of a target with patterns
-set to zero (direct paths), or to one entry of one head, is the path's input-dependent attribution per unit of source.
+Source: Dunefsky et al. 2024 (arXiv 2406.11944). Both sides are computed by `experiments.equations`, whose autodiff
+(`experiments.autodiff`) is the package's forward pass, checked against the NumPy oracle elsewhere, and shares no
+transposed map with the weights.
 """
 
-from dataclasses import replace
 from functools import cache
 
 import jax
@@ -12,18 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import autodiff as ad
+from experiments import equations
 from tcircuits.attribution import weights as w
-from tcircuits.attribution.forward_weights import direct_logits, feature_reads, written_streams
+from tcircuits.attribution.forward_weights import written_streams
 from tcircuits.attribution.frozen import freeze
-from tcircuits.attribution.heads import head_sources, head_values
-from tcircuits.attribution.linear import token_vectors
 from tcircuits.models.forward import mlp
 from tcircuits.models.params import Mlp
 
 from .. import bridge
 from ..reference import builders
 from ..reference import model as oracle
-from . import frozen_model as fm
 
 CASES = [
     ("gpt2", "plt-relu"),
@@ -34,134 +33,15 @@ CASES = [
     ("gemma2", "plt-raw"),
     ("neox", "clt-skip"),
 ]
-T, TOP, J, MIDDLE, HEADS = 5, 2, 3, 7, ((1, 2), (0, 1))  # position, target (2, 3), a feature (1, 7) on the way, a chain
-S1, S0, TOKEN = 3, 1, 4
+T, J, MIDDLE = 5, 3, 7  # position, target feature of layer 2, feature of layer 1 (`equations.Places`)
 BOUND = 1e-11
-
-
-def one_entry(frozen, heads, positions):
-    """Patterns with one entry of each head: (to, from) of `positions`."""
-    pattern = jnp.zeros_like(frozen.hold.pattern)
-    for (layer, head), (to, source) in zip(heads, positions, strict=True):
-        pattern = pattern.at[layer, head, to, source].set(frozen.hold.pattern[layer, head, to, source])
-    return pattern
-
-
-def along(cfg, frozen, heads, positions, start):
-    """Denominators on a path through heads: at each layer those of the position that the path has there."""
-    hold = w.hold_of(frozen.hold, start)
-    for (layer, _), (_, source) in zip(heads, positions, strict=True):
-        below = w.hold_of(frozen.hold, source)
-        upto = layer + (1 if cfg.parallel else 0)  # the MLP beside a parallel head is not on the path
-
-        def join(a, b, n):
-            return None if a is None else jnp.concatenate([b[:n], a[n:]])
-
-        hold = replace(
-            hold,
-            norm1=join(hold.norm1, below.norm1, layer + 1),
-            norm1_post=join(hold.norm1_post, below.norm1_post, layer),
-            norm2=join(hold.norm2, below.norm2, upto),
-            norm2_post=join(hold.norm2_post, below.norm2_post, upto),
-        )
-    return hold
-
-
-def chains(cfg):
-    """(heads, positions) of one head and of two, from the target down."""
-    one = [(HEADS[:1], ((T, S1),)), (HEADS[1:], ((T, S0),)), (HEADS, ((T, S1), (S1, S0)))]
-    return one if cfg.parallel else [*one, (((TOP, 0),), ((T, S0),))]
-
-
-def numbers(cfg, params, d, tokens):
-    """Everything that the tests compare: {name: (ours, oracle)}, and what the sum rule needs."""
-    frozen = freeze(cfg, params, d, tokens)
-    acts = fm.features_of(cfg, params, d, frozen)
-    hold, none = w.hold_of(frozen.hold, T), jnp.zeros_like(frozen.hold.pattern)
-    u = w.feature_covectors(cfg, params, d, hold, jnp.array([TOP]), jnp.array([J]))
-    embedded = token_vectors(cfg, params, tokens)
-
-    def target(out):
-        return out[0][TOP, T, J]
-
-    direct, to_token = fm.gradients(cfg, params, d, frozen, none, target)
-    direct = direct * acts
-    whole = fm.run(cfg, params, d, frozen, frozen.hold.pattern, acts, 0.0)[3]
-    found = {"the oracle is the model": (whole, frozen.final)}
-    pulled = [w.pullback(cfg, params, d, hold, u, TOP, i)[0] * acts[i, T] for i in range(TOP)]
-    found["7, 18 features"] = jnp.stack(pulled), direct[:TOP, T]
-    found["7, 18 token"] = w.deembed(cfg, params, d, hold, u, TOP)[0, tokens[T]], to_token[T] @ embedded[T]
-    for number, (heads, positions) in enumerate(chains(cfg)):
-        alpha = jnp.prod(
-            jnp.stack([frozen.hold.pattern[i, h, to, s] for (i, h), (to, s) in zip(heads, positions, strict=True)])
-        )
-        place, last, s = along(cfg, frozen, heads, positions, T), heads[-1][0], positions[-1][1]
-        v = alpha * w.through_heads(cfg, params, d, place, u, TOP, heads)
-        to_act, to_embed = fm.gradients(cfg, params, d, frozen, one_entry(frozen, heads, positions), target)
-        ours = [w.pullback(cfg, params, d, place, v, last, i)[0] * acts[i, s] for i in range(last)]
-        if ours:
-            found[f"8, 19-24, 27 chain {number} features"] = jnp.stack(ours), (to_act * acts)[:last, s]
-        token = w.deembed(cfg, params, d, place, v, last)[0, tokens[s]]
-        found[f"8, 19-24, 27 chain {number} token"] = token, to_embed[s] @ embedded[s]
-    # 25, 28: the middle feature as a linear function of what it reads
-    step = w.pullback(cfg, params, d, hold, u, TOP, 1, index=jnp.array([MIDDLE]))
-    on = step * w.feature_covectors(cfg, params, d, hold, jnp.array([1]), jnp.array([MIDDLE]))
-    ours = w.pullback(cfg, params, d, hold, on, 1, 0)[0] * acts[0, T]
-
-    def composed(first):
-        given = acts.at[0].set(first)
-        pre = fm.run(cfg, params, d, frozen, none, given, 0.0)[0]
-        return target(fm.run(cfg, params, d, frozen, none, given.at[1, T, MIDDLE].set(pre[1, T, MIDDLE]), 0.0))
-
-    both = jax.grad(composed)(acts[0])[T] * acts[0, T]
-    found["25, 28 through a feature"] = ours, both - direct[0, T]
-    found |= upwards(cfg, params, d, frozen, hold, u)
-    return found, sum_rule(cfg, params, d, frozen, hold, u, pulled)
-
-
-def upwards(cfg, params, d, frozen, hold, u):
-    """Direct logits from above and below, and weights to later features, which must be those from earlier ones."""
-    found, number, none = {}, jnp.arange(d.cfg.d_feature), jnp.zeros_like(frozen.hold.pattern)
-    column = fm.unembedding(params)[:, TOKEN] - fm.unembedding(params).mean(1)
-    last, _ = fm.gradients(cfg, params, d, frozen, none, lambda out: out[3][T] @ column)
-    out = w.output_covectors(cfg, params, hold, column[None])
-    for i in range(cfg.n_layers):
-        found[f"logit, down {i}"] = w.pullback(cfg, params, d, hold, out, cfg.n_layers, i)[0], last[i, T]
-        logits = direct_logits(cfg, params, d, hold, jnp.full(len(number), i), number)
-        found[f"logit, up {i}"] = logits[:, TOKEN], last[i, T]
-    for i in range(TOP):
-        streams = written_streams(cfg, params, d, hold, jnp.full(len(number), i), number)
-        later = feature_reads(cfg, params, d, hold, TOP, streams[TOP])[:, J]
-        found[f"weights, up {i}"] = later, w.pullback(cfg, params, d, hold, u, TOP, i)[0]
-        block = w.virtual_weights(cfg, params, d, hold, (TOP, jnp.array([0, J])), (i, number[::-2]))
-        found[f"weights, block {i}"] = block[1], later[::-2]
-    return found
-
-
-def sum_rule(cfg, params, d, frozen, hold, u, pulled):
-    """The parts of a pre-activation: features, heads x sources, all else (token, position, errors, constants)."""
-    none = jnp.zeros_like(frozen.hold.pattern)
-    acts = fm.features_of(cfg, params, d, frozen)
-    heads = head_sources(
-        cfg, params, d, frozen.hold, head_values(cfg, params, frozen.hold, frozen.tokens), TOP, T, u[0]
-    )
-    blocks = params.blocks
-    no_b_o = replace(blocks.attn, b_o=None if blocks.attn.b_o is None else 0 * blocks.attn.b_o)
-    bare = replace(params, blocks=replace(blocks, attn=no_b_o))
-    runs = {
-        "value": (params, frozen.hold.pattern, acts),
-        "rest": (params, none, 0 * acts),
-        "rest without b_O": (bare, none, 0 * acts),
-    }
-    out = {k: fm.run(cfg, p, d, frozen, pattern, a, 0.0)[0][TOP, T, J] for k, (p, pattern, a) in runs.items()}
-    return out | {"heads": heads, "features": jnp.stack(pulled)}
 
 
 @cache
 def found(family, name):
     m, d = bridge.both(builders.make_case(family, name))
     case = builders.make_case(family, name)
-    run = jax.jit(lambda params, d, tokens: numbers(m.cfg, params, d, tokens))
+    run = jax.jit(lambda params, d, tokens: equations.numbers(m.cfg, params, d, tokens))
     return jax.tree.map(np.asarray, run(m.params, d, jnp.asarray(case.tokens, jnp.int32)))
 
 
@@ -209,13 +89,13 @@ def test_equation_26_all_parts_sum_to_the_pre_activation(family, name, x64):
     """Features, heads by source position, and what no feature or head makes, sum to what the target reads."""
     parts = found(family, name)[1]
     heads = parts["heads"]
-    terms = np.concatenate([parts["features"].ravel(), heads.weight.ravel(), parts["rest"][None]])
+    terms = np.concatenate([parts["features"].ravel(), heads.ravel(), parts["rest"][None]])
     assert abs(terms.sum() - parts["value"]) <= 1e-13 * np.abs(terms).sum()
-    assert np.count_nonzero(heads.weight) > 10
-    assert not heads.weight[..., T + 1 :].any(), "nothing from later positions"
+    assert np.count_nonzero(heads) > 10
+    assert not heads[..., T + 1 :].any(), "nothing from later positions"
     if name != "plt-raw":  # no post-norm: b_O is all of the bias
-        same_or_zero = heads.bias.sum() - (parts["rest"] - parts["rest without b_O"])
-        assert abs(same_or_zero) <= 1e-13 * np.abs(terms).sum()
+        b_o = parts["rest"] - parts["rest without b_O"]
+        assert abs(parts["head bias"].sum() - b_o) <= 1e-13 * np.abs(terms).sum()
 
 
 @cases
@@ -247,12 +127,12 @@ def test_equation_6_what_saes_have_instead_depends_on_the_input(x64):
     np.testing.assert_allclose(slopes, closed, rtol=1e-12)
     assert abs(slopes[0] / slopes[1] - 1) > 0.1
     frozen = jax.jit(lambda p, d, t: freeze(m.cfg, p, d, t))(m.params, d, jnp.asarray(case.tokens, jnp.int32))
-    none, acts = jnp.zeros_like(frozen.hold.pattern), fm.features_of(m.cfg, m.params, d, frozen)
+    none, acts = jnp.zeros_like(frozen.hold.pattern), ad.features_of(d, frozen)
     invariant = w.virtual_weights(
         m.cfg, m.params, d, w.unit_hold(m.cfg, acts.dtype), (2, jnp.array([J])), (1, jnp.array([MIDDLE]))
     )
     for t in (2, 4):
-        grad, _ = fm.gradients(m.cfg, m.params, d, frozen, none, lambda out, t=t: out[0][2, t, J])
+        grad, _ = ad.gradients(m.cfg, m.params, d, frozen, none, lambda out, t=t: out[0][2, t, J])
         np.testing.assert_allclose(grad[1, t, MIDDLE] * frozen.hold.norm2[2, t], invariant[0, 0], rtol=1e-12)
 
 

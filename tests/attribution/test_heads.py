@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import autodiff as ad
 from tcircuits.attribution import heads as hd
 from tcircuits.attribution import qk
 from tcircuits.attribution.frozen import freeze
@@ -17,7 +18,6 @@ from tcircuits.attribution.targets import feature_target, feature_vectors, logit
 from .. import bridge
 from ..reference import builders
 from ..reference import model as oracle
-from . import frozen_model as fm
 
 EDGES = [
     ("gpt2", "plt-relu"),
@@ -99,7 +99,7 @@ def test_head_loadings_sum_to_the_edge(family, name, top, x64):
 def test_each_part_is_that_of_autodiff_with_other_patterns(family, name, x64):
     """Direct: patterns zero. One head: its pattern alone, less the direct part."""
     case, m, d, frozen, chosen, _, loads, vec = edges(family, name, 2)
-    acts = fm.features_of(m.cfg, m.params, d, frozen)
+    acts = ad.features_of(d, frozen)
 
     @jax.jit
     def grads(params, d, frozen):
@@ -107,11 +107,11 @@ def test_each_part_is_that_of_autodiff_with_other_patterns(family, name, x64):
             return out[1][2, POS] @ vec
 
         def one(pattern):
-            return fm.gradients(m.cfg, params, d, frozen, pattern, read)
+            return ad.gradients(m.cfg, params, d, frozen, pattern, read)
 
         heads = [(1, 0), (0, 3), (1, 2)]
         direct = one(jnp.zeros_like(frozen.hold.pattern))
-        return direct, jax.tree.map(lambda *x: jnp.stack(x), *[one(fm.only(frozen, [h])) for h in heads])
+        return direct, jax.tree.map(lambda *x: jnp.stack(x), *[one(ad.only(frozen, [h])) for h in heads])
 
     direct, alone = jax.tree.map(np.asarray, grads(m.params, d, frozen))
     layer, pos, slot = chosen.T
