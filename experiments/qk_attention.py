@@ -7,13 +7,13 @@
    every layer at several positions; float64 and float32.
 2. The embedded model on held-out induction texts (random words, repeated). The head that looks most from a word's
    second occurrence to the word after the first one. Its scores there are split by the kind of source on each side, and
-   by which position the source stands at, seen from the query or key (0 is its own); `margin` is the score less the
-   mean score at all other keys. Then the pairs of features that recur over the texts.
-3. Test by intervention: the same scores with the token before the key replaced (in the first copy only) by another word.
-   If the key is recognised by what precedes it, the score falls; replaced at another place of the first copy, it stays.
+   by where the source stands, seen from the query or key (here, one before, earlier), which is exact, as the score is
+   bilinear; beside it the mean and the best score at all other keys. Then the pairs that recur over the texts.
+3. Test by intervention: the same scores with the word before the key (in the first copy only) replaced by another. If
+   the key is recognised by what precedes it, the score falls; with the word before that one replaced, it stays.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -163,7 +163,7 @@ def induction(transcoders: str, n: int, words: int, top: int) -> dict[str, Any]:
     head, attention = best_head(model, some)
     tables: list[dict[tuple[str, str], float]] = []
     recur: Counter[str] = Counter()
-    adds: Counter[str] = Counter()
+    adds: defaultdict[str, float] = defaultdict(float)
     gaps, margins, shown, broken = [], [], [], []
     for ids, query, key in some:
         at = (jnp.asarray(head), jnp.asarray(query), jnp.asarray(key))
@@ -201,11 +201,11 @@ def induction(transcoders: str, n: int, words: int, top: int) -> dict[str, Any]:
 
 
 def replaced(model: tc.Model, head: tuple[int, int], ids: np.ndarray, query: int, key: int) -> tuple[float, float]:
-    """By how much the score changes when the word before the key is another, and when the one after the key is."""
+    """By how much the score changes when the word before the key is another, and when the one before that is."""
     rng = np.random.default_rng(int(ids.sum()))
-    new = int(rng.choice(np.setdiff1d(ids[1:], [ids[key - 1], ids[key], ids[key + 1]])))
+    new = int(rng.choice(np.setdiff1d(ids[1:], ids[key - 2 : key + 1])))
     rows = np.stack([ids] * 3)
-    rows[1, key - 1] = rows[2, key + 1] = new
+    rows[1, key - 1] = rows[2, key - 2] = new
     scores = [float(_score(model.cfg, model.params, row, jnp.asarray(head))[query, key]) for row in rows]
     return scores[1] - scores[0], scores[2] - scores[0]
 
