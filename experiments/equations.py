@@ -42,8 +42,8 @@ class Places:
     feature: int = 3
     middle: int = 7
     heads: tuple[tuple[int, int], ...] = ((1, 2), (0, 1))
-    past: int = 3
-    first: int = 1
+    past: int = 4
+    first: int = 3
     token: int = 4
 
 

@@ -7,9 +7,9 @@ With a_s, a_t the activations of a source and a target feature at one position x
     TWERA                   sum of a_t a_s V_ts / sum of a_t
 
 V_ts(x) has the norms' denominators at x; with `hold` given it is the input-invariant weight instead, so TWERA is then
-E[a_t a_s] / E[a_t] times `virtual_weights`. One sweep down the frozen prompt, no head passed, gives the sums for all
-sources of all layers, through the same maps as the rows of a graph. Position 0 (BOS) counts nowhere. A corpus is read
-in batches, and memory is one batch and the sums [L, N, F].
+E[a_t a_s] / E[a_t] times `virtual_weights`. A target (a neuron) below zero counts as off, and position 0 (BOS) counts
+nowhere. One sweep down the frozen prompt, past all heads, gives the sums for all sources of all layers, through the
+same maps as the rows of a graph. A corpus is read in batches; memory is one batch and the sums [L, N, F].
 
 Sources: Dunefsky et al. 2024 (arXiv 2406.11944), section 3.2 and their comparison of pullback and input x gradient; ERA
 and TWERA: Ameisen et al. 2025 (transformer-circuits.pub/2025/attribution-graphs), global weights.
@@ -147,8 +147,8 @@ def _sums(
         row, count = x
         frozen = freeze(cfg, params, d, row, n_slots=n_slots)
         _, a = target_slots(frozen, layer, index)
-        a = a * (jnp.arange(len(row)) > 0) * count
-        weight = jnp.stack([(a > threshold[:, None]) & (a > 0), a > 0, a]).astype(a.dtype)
+        a = jnp.maximum(a, 0.0) * (jnp.arange(len(row)) > 0) * count
+        weight = jnp.stack([a > threshold[:, None], a > 0, a]).astype(a.dtype)
         sums = direct_sums(cfg, params, d, frozen, layer, index, weight, hold), weight.sum(-1)
         return jax.tree.map(jnp.add, total, sums), None
 

@@ -1,9 +1,9 @@
 """Why a head looks where it looks, by name: the pairs of a score with their tokens and features.
 
-What `tcircuits attention` prints; the numbers are those of `qk`.
+What `tcircuits attention` prints; the numbers are those of `qk`, and for layer 0 in float64.
 """
 
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -17,11 +17,12 @@ from tcircuits.attribution.corpus import slots_for
 from tcircuits.attribution.frozen import Frozen, freeze
 from tcircuits.attribution.qk import BLOCK, QKPairs, qk_pairs, source_place
 from tcircuits.parallel import host
+from tcircuits.transcoders.config import TranscoderConfig
 from tcircuits.transcoders.dictionary import Transcoders
 from tcircuits.types import InputError
 
 _freeze = jax.jit(freeze, static_argnames=("cfg", "n_slots"))
-_pairs = jax.jit(partial(qk_pairs), static_argnames=("cfg", "n", "block"))
+_pairs = jax.jit(qk_pairs, static_argnames=("cfg", "n", "block"))
 
 
 def source_name(model: Any, frozen: Frozen, number: int) -> str:
@@ -73,12 +74,8 @@ def attention_report(
     looked = None if key is None else specify.place(key, len(ids))
     if looked is not None and looked > at and model.cfg.causal:
         raise InputError(f"key position {looked} comes after query position {at}: the head cannot look there")
-    frozen = _freeze(model.cfg, model.params, d, ids, n_slots=slots_for(model, d, ids[None]), origin=False)
-    pattern = host(frozen.hold.pattern[head[0], head[1], at], np.float64)
-    looked = int(pattern.argmax()) if looked is None else looked
-    pairs = _pairs(
-        model.cfg, model.params, d, frozen, jnp.asarray(head), jnp.asarray(at), jnp.asarray(looked), n=top, block=block
-    )
+    run = _first_layer if head[0] == 0 and model.params.embed.dtype != jnp.float64 else _any_layer
+    frozen, pattern, looked, pairs = run(model, d, ids, head, at, looked, top, block)
     return _named(model, frozen, jax.tree.map(host, pairs), top) | {
         "model": model.name,
         "transcoders": d.source,
@@ -88,6 +85,39 @@ def attention_report(
         "key": {"position": looked, "token": model.token(int(ids[looked]))},
         "pattern": float(pattern[looked]),
     }
+
+
+def _any_layer(
+    model: Any, d: Transcoders, ids: np.ndarray, head: Any, at: int, looked: int | None, top: int, block: int
+) -> tuple[Frozen, np.ndarray, int, QKPairs]:
+    """The frozen prompt, the query's pattern, the key (the one most attended to where None is given), and pairs."""
+    frozen = _freeze(model.cfg, model.params, d, ids, n_slots=slots_for(model, d, ids[None]), origin=False)
+    assert frozen.hold.pattern is not None
+    pattern = host(frozen.hold.pattern[head[0], head[1], at], np.float64)
+    looked = int(pattern.argmax()) if looked is None else looked
+    places = (jnp.asarray(x) for x in (head, at, looked))
+    pairs = _pairs(model.cfg, model.params, d, frozen, *places, n=top, block=block)
+    return frozen, pattern, looked, pairs
+
+
+def _first_layer(
+    model: Any, d: Transcoders, ids: np.ndarray, head: Any, at: int, looked: int | None, top: int, block: int
+) -> tuple[Frozen, np.ndarray, int, QKPairs]:
+    """The same in float64, on the host, of the first layer alone.
+
+    Its sources are one token and constants on each side, so their pairs may cancel inside a single dot product, and
+    float32 then misses the score by more than a millionth of the pairs (as rows of layer 0, see `precise`).
+    """
+    c, blocks = model.cfg, jax.tree.map(lambda x: x[:1], model.params.blocks)
+    cfg = replace(c, n_layers=1, windows=c.windows[:1], unrotated=tuple(i for i in c.unrotated if i == 0))
+    params = jax.tree.map(lambda x: host(x, np.float64), replace(model.params, blocks=blocks))
+    none = TranscoderConfig("transcoder", 1, c.d_model, 1, (0,))  # one feature that is never on
+    zeros = np.zeros((1, 1, c.d_model))
+    empty = Transcoders(none, d.source, zeros, np.zeros((1, 1)), zeros, zeros[0], None, None)
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        params, empty = jax.tree.map(jnp.asarray, (params, empty))
+        found = _any_layer(replace(model, cfg=cfg, params=params), empty, ids, head, at, looked, top, block)
+        return jax.tree.map(np.asarray, found)
 
 
 def _named(model: Any, frozen: Frozen, pairs: QKPairs, top: int) -> dict[str, Any]:
