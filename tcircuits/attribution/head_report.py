@@ -108,16 +108,19 @@ def _first_layer(
     Its sources are one token and constants on each side, so their pairs may cancel inside a single dot product, and
     float32 then misses the score by more than a millionth of the pairs (as rows of layer 0, see `precise`).
     """
-    c, blocks = model.cfg, jax.tree.map(lambda x: x[:1], model.params.blocks)
+    c, p = model.cfg, model.params
     cfg = replace(c, n_layers=1, windows=c.windows[:1], unrotated=tuple(i for i in c.unrotated if i == 0))
-    params = jax.tree.map(lambda x: host(x, np.float64), replace(model.params, blocks=blocks))
+    blocks = jax.tree.map(lambda x: x[:1], p.blocks)
+    some = replace(p, blocks=blocks, embed=p.embed[ids], unembed=None, b_unembed=None)  # the prompt is the vocabulary
     none = TranscoderConfig("transcoder", 1, c.d_model, 1, (0,))  # one feature that is never on
-    zeros = np.zeros((1, 1, c.d_model))
-    empty = Transcoders(none, d.source, zeros, np.zeros((1, 1)), zeros, zeros[0], None, None)
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        params, empty = jax.tree.map(jnp.asarray, (params, empty))
-        found = _any_layer(replace(model, cfg=cfg, params=params), empty, ids, head, at, looked, top, block)
-        return jax.tree.map(np.asarray, found)
+        params = jax.tree.map(lambda x: jnp.asarray(host(x, np.float64)), some)
+        rows, bias = jnp.zeros((1, 1, c.d_model), jnp.float64), jnp.zeros((1, 1), jnp.float64)
+        empty = Transcoders(none, d.source, rows, bias, rows, rows[0], None, None)
+        places = np.arange(len(ids), dtype=np.int32), head, at, looked, top, block
+        found = _any_layer(replace(model, cfg=cfg, params=params), empty, *places)
+        frozen, pattern, looked, pairs = jax.tree.map(np.asarray, found)
+    return replace(frozen, tokens=ids), pattern, int(looked), pairs
 
 
 def _named(model: Any, frozen: Frozen, pairs: QKPairs, top: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ heads or more are three sums; each is computed from its own paths, so that they 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,79 +115,98 @@ def head_loadings(
         source: `feature_source`, `error_source` or `token_source`.
     """
     top, pos, vec = target
-    sweep, T = Sweep(cfg, params, d, frozen), frozen.tokens.shape[0]
-    L, H, D = cfg.n_layers, cfg.n_heads, cfg.d_model
-    here = (jnp.arange(T) == pos)[:, None]
-
-    def by_head(m: Any, g: Float[Array, " D"]) -> Float[Array, "H D"]:
-        """A covector on what layer m's attention writes at the target, back through each head to the source's place."""
-        block, at_target = _place(sweep, pos).at(m)
-        at_source = _place(sweep, source.pos).at(m)[1]
-        g = norm_down(cfg, block.norm1_post, at_target.norm1_post, g[None])
-        back = heads_down(block.attn, g)[0] * sweep.at(m)[1].pattern[:, pos, source.pos, None]
-        return norm_down(cfg, block.norm1, at_source.norm1, back)
-
-    def into_attention(m: Any, g: Any) -> Any:
-        """Passing the attention of layer m: none yet, one by head, one in all, more."""
-        none, each, one, more = g
-        down = sweep.attention(m, jnp.stack([none * here, one + more]))
-        return none, each.at[m].add(by_head(m, none)), one + down[0], more + down[1]
-
-    def skips(m: Any, g: Any) -> Any:
-        none, each, one, more = g
-        at_target = _skip_at(sweep, m, pos, none[None])[0]
-        at_source = _skip_at(sweep, m, source.pos, each.reshape(L * H, D)).reshape(L, H, D)
-        both = jnp.stack([one, more])
-        both = both + sweep.skip(m, sweep.written(m, both))
-        return none + at_target, each + at_source, both[0], both[1]
-
-    def read(m: Any, g: Any) -> Any:
-        """What the source writes at layer m, read by each."""
-        none, each, _, more = g
-        row = source.written[m]
-        covectors = jnp.concatenate([each.reshape(L * H, D), none[None], more[source.pos][None]])
-        found = _written_at(sweep, m, source.pos, covectors) @ row
-        return found[: L * H].reshape(L, H), found[L * H] * (pos == source.pos), found[L * H + 1]
+    split, L = _Split(Sweep(cfg, params, d, frozen), pos, source), cfg.n_layers
 
     def body(i: Array, carry: Any) -> Any:
-        g, (heads, direct, several) = carry
+        g, found = carry
         m = top - 1 - i
-        more = read(m, g)
-        below = skips(m, g)
-        if cfg.parallel:  # attention writes past the MLP that reads beside it
-            passed = into_attention(m, g)
-            below = jax.tree.map(lambda b, p, x: b + p - x, below, passed, g)
-        else:
-            below = into_attention(m, below)
-        return below, (heads + more[0], direct + more[1], several + more[2])
+        found = jax.tree.map(jnp.add, found, split.read(m, g))
+        return split.below(m, g), found
 
     with jax.default_matmul_precision("highest"):
-        zero = jnp.zeros((), vec.dtype)
-        g = (vec, jnp.zeros((L, H, D), vec.dtype), jnp.zeros((T, D), vec.dtype), jnp.zeros((T, D), vec.dtype))
+        g = split.start(vec)
         if not cfg.parallel:
-            g = jax.lax.cond(top < L, lambda g: into_attention(jnp.minimum(top, L - 1), g), lambda g: g, g)
-        g, (heads, direct, several) = jax.lax.fori_loop(0, top, body, (g, (jnp.zeros((L, H), vec.dtype), zero, zero)))
-        none, each, _, more = g
-        return HeadLoadings(
-            direct + (none @ source.embed) * (pos == source.pos),
-            heads + each @ source.embed,
-            several + more[source.pos] @ source.embed,
-        )
+            g = jax.lax.cond(top < L, lambda g: split.attention(jnp.minimum(top, L - 1), g), lambda g: g, g)
+        zero = jax.tree.map(jnp.zeros_like, split.loads(g.none, g.each, g.several[0], source.embed))
+        g, found = jax.lax.fori_loop(0, top, body, (g, zero))
+        last = split.loads(g.none, g.each, g.several[source.pos], source.embed)
+        return jax.tree.map(jnp.add, found, last)
 
 
-def _place(sweep: Sweep, pos: Any) -> Still:
-    """The denominators of one position, [L, 1]."""
-    return Still(sweep.cfg, sweep.params, sweep.d, hold_of(sweep.hold, pos))
+class _Covectors(NamedTuple):
+    """What the target reads of a stream: past no head yet, past each head alone, past one, past several.
+
+    The first stays at the target's position; the second is kept at the source's only, where it is read.
+    """
+
+    none: Float[Array, " D"]
+    each: Float[Array, "L H D"]
+    one: Float[Array, "T D"]
+    several: Float[Array, "T D"]
 
 
-def _written_at(sweep: Sweep, m: Any, pos: Any, g: Float[Array, "B D"]) -> Float[Array, "B D"]:
-    return _place(sweep, pos).written(m, g[:, None])[:, 0]
+@dataclass(frozen=True)
+class _Split:
+    """A descending sweep that keeps paths apart by the heads on them; lives for one trace."""
 
+    sweep: Sweep
+    pos: Any
+    source: Source
 
-def _skip_at(sweep: Sweep, m: Any, pos: Any, g: Float[Array, "B D"]) -> Float[Array, "B D"]:
-    """The affine skip of layer m at one position, transposed; zeros without one."""
-    still = _place(sweep, pos)
-    return jnp.zeros_like(g) + (still.skip(m, still.written(m, g[:, None])) + jnp.zeros_like(g)[:, None])[:, 0]
+    def start(self, vec: Float[Array, " D"]) -> _Covectors:
+        """The target's own covector."""
+        cfg, T = self.sweep.cfg, self.sweep.frozen.tokens.shape[0]
+        nothing = jnp.zeros((T, cfg.d_model), vec.dtype)
+        return _Covectors(vec, jnp.zeros((cfg.n_layers, cfg.n_heads, cfg.d_model), vec.dtype), nothing, nothing)
+
+    def at(self, pos: Any) -> Still:
+        """The maps of one position."""
+        return Still(self.sweep.cfg, self.sweep.params, self.sweep.d, hold_of(self.sweep.hold, pos))
+
+    def by_head(self, m: Any, g: Float[Array, " D"]) -> Float[Array, "H D"]:
+        """A covector on what layer m's attention writes at the target, back through each head to the source's place."""
+        cfg, (block, target), (_, source) = self.sweep.cfg, self.at(self.pos).at(m), self.at(self.source.pos).at(m)
+        g = norm_down(cfg, block.norm1_post, target.norm1_post, g[None])
+        back = heads_down(block.attn, g)[0] * self.sweep.at(m)[1].pattern[:, self.pos, self.source.pos, None]
+        return norm_down(cfg, block.norm1, source.norm1, back)
+
+    def attention(self, m: Any, g: _Covectors) -> _Covectors:
+        """Past the attention of layer m, or through it."""
+        here = jnp.zeros_like(g.one).at[self.pos].set(g.none)
+        first, more = self.sweep.attention(m, jnp.stack([here, g.one + g.several]))
+        each = g.each.at[m].add(self.by_head(m, g.none))
+        return _Covectors(g.none, each, g.one + first, g.several + more)
+
+    def skips(self, m: Any, g: _Covectors) -> _Covectors:
+        """Past the MLP of layer m, and through its affine skip."""
+        sweep = self.sweep
+
+        def one_place(x: Float[Array, "B D"], pos: Any) -> Float[Array, "B D"]:
+            still, x = self.at(pos), x[:, None]
+            return (x + still.skip(m, still.written(m, x)))[:, 0]
+
+        both = jnp.stack([g.one, g.several])
+        one, several = both + sweep.skip(m, sweep.written(m, both))
+        each = one_place(g.each.reshape(-1, g.none.shape[0]), self.source.pos).reshape(g.each.shape)
+        return _Covectors(one_place(g.none[None], self.pos)[0], each, one, several)
+
+    def below(self, m: Any, g: _Covectors) -> _Covectors:
+        """From the stream after layer m to the stream before it."""
+        if not self.sweep.cfg.parallel:
+            return self.attention(m, self.skips(m, g))
+        skipped, passed = self.skips(m, g), self.attention(m, g)  # both read the stream before the layer
+        return jax.tree.map(lambda a, b, x: a + (b - x), skipped, passed, g)
+
+    def read(self, m: Any, g: _Covectors) -> HeadLoadings:
+        """What the source writes by layer m's MLP, read by each."""
+        still, D = self.at(self.source.pos), g.none.shape[0]
+        flat = jnp.concatenate([g.each.reshape(-1, D), g.none[None], g.several[self.source.pos][None]])
+        flat = still.written(m, flat[:, None])[:, 0]
+        return self.loads(flat[-2], flat[:-2].reshape(g.each.shape), flat[-1], self.source.written[m])
+
+    def loads(self, none: Array, each: Array, several: Array, row: Float[Array, " D"]) -> HeadLoadings:
+        """Products with what the source writes."""
+        return HeadLoadings((none @ row) * (self.pos == self.source.pos), each @ row, several @ row)
 
 
 def head_values(cfg: ModelConfig, params: Params, hold: Hold, tokens: Array) -> Float[Array, "L T G K"]:

@@ -42,7 +42,7 @@ from tcircuits.numerics import wide
 from tcircuits.transcoders.dictionary import Transcoders, pair
 from tcircuits.types import Array, Float, Int
 
-Heads = Sequence[tuple[Any, Any]] | Int[Array, "E 2"]  # (layer, head) from the target down, layers falling
+Heads = Sequence[tuple[Any, Any]] | Int[Array, "N 2"]  # (layer, head) from the target down, layers falling
 
 
 @dataclass(frozen=True)
