@@ -213,10 +213,10 @@ def gaps_of(model: tc.Model, d: Transcoders, tokens: np.ndarray, at: Places) -> 
         out[group] = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in some if np.abs(b).max() > 0)
     terms = np.concatenate([parts[k].ravel() for k in ("features", "heads", "rest")])
     out["26"] = float(abs(terms.sum() - parts["value"]) / np.abs(terms).sum())
-    return out | {"6": sae_contrast(model, at)}
+    return out | {"6": sae_contrast(model)}
 
 
-def sae_contrast(model: tc.Model, at: Places) -> float:
+def sae_contrast(model: tc.Model) -> float:
     """Equation 6: how much <enc, (dy/dx) dec> of one pair of random directions around an MLP varies with the input.
 
     Standard deviation over mean magnitude at random inputs; the transcoder's weight of equation 7 has 0.

@@ -8,15 +8,14 @@ With a_s, a_t the activations of a source and a target feature at one position x
 
 V_ts(x) has the norms' denominators at x; with `hold` given it is the input-invariant weight instead, so TWERA is then
 E[a_t a_s] / E[a_t] times `virtual_weights`. A target (a neuron) below zero counts as off, and position 0 (BOS) counts
-nowhere. One sweep down the frozen prompt, past all heads, gives the sums for all sources of all layers, through the
-same maps as the rows of a graph. A corpus is read in batches; memory is one batch and the sums [L, N, F].
+nowhere. A corpus is read in batches (`direct_sums` gives the sums of a prompt); memory is one batch and [L, N, F].
 
 Sources: Dunefsky et al. 2024 (arXiv 2406.11944), section 3.2 and their comparison of pullback and input x gradient; ERA
 and TWERA: Ameisen et al. 2025 (transformer-circuits.pub/2025/attribution-graphs), global weights.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,12 +25,9 @@ import numpy as np
 
 from tcircuits.attribution.attribute import check_match, count_active
 from tcircuits.attribution.checks import check_feature
-from tcircuits.attribution.frozen import Frozen, default_slots, freeze
-from tcircuits.attribution.rows import Sweep, accumulator, source_reads
-from tcircuits.attribution.targets import feature_vectors
-from tcircuits.models.config import ModelConfig
+from tcircuits.attribution.direct_sums import direct_sums, target_slots
+from tcircuits.attribution.frozen import default_slots, freeze
 from tcircuits.models.forward import Hold
-from tcircuits.models.params import Params
 from tcircuits.numerics import bucket
 from tcircuits.parallel import host
 from tcircuits.transcoders.dictionary import Transcoders
@@ -58,64 +54,6 @@ class CorpusEffects:
     threshold: Float[np.ndarray, " N"]
     above: Int[np.ndarray, " N"]
     n_positions: int
-
-
-def target_slots(frozen: Frozen, layer: Any, index: Int[Array, " N"]) -> tuple[Int[Array, "N T"], Array]:
-    """Slots of some features of a layer at every position, and their activations [N, T] (0 where they are off)."""
-    mine = (frozen.index[layer][None] == index[:, None, None]) & frozen.valid[layer][None]
-    return mine.argmax(-1).astype(jnp.int32), (mine * frozen.value[layer]).sum(-1)
-
-
-def direct_sums(
-    cfg: ModelConfig,
-    params: Params,
-    d: Transcoders,
-    frozen: Frozen,
-    layer: Any,
-    index: Int[Array, " N"],
-    weight: Float[Array, "B N T"],
-    hold: Hold | None = None,
-) -> Float[Array, "L B N F"]:
-    """Sum over positions of weight * (attribution of each feature of each earlier layer to each target). Pure.
-
-    Args:
-        cfg: the model's sizes and switches (static).
-        params: its weights.
-        d: what `frozen` was made with.
-        frozen: the frozen prompt.
-        layer: of the targets (may be traced).
-        index: their numbers.
-        weight: B weightings of each target at each position; 0 where it is off.
-        hold: denominators [L, 1] in place of the prompt's own.
-    """
-    L, T, C = frozen.index.shape
-    (B, N, _), F = weight.shape, max(d.cfg.d_feature, cfg.d_mlp if d.cfg.fill == "neurons" else 0)
-    if hold is not None:
-        frozen = replace(frozen, hold=_held_at(frozen.hold, hold))
-    slot, _ = target_slots(frozen, layer, index)
-    pos = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (N, T))
-    with jax.default_matmul_precision("highest"):
-        u, _, _ = feature_vectors(cfg, params, d, frozen, jnp.full(N * T, layer), pos.ravel(), slot.ravel())
-        g = (weight[..., None] * u.reshape(N, T, -1)).reshape(B * N, T, -1)
-        sweep = Sweep(cfg, params, d, frozen)
-
-        def body(i: Array, carry: Any) -> Any:
-            g, acc, total = carry
-            m = layer - 1 - i
-            written = sweep.written(m, g)
-            r, acc = source_reads(sweep, m, written, acc)
-            sums = jnp.zeros((B * N, F), g.dtype).at[:, frozen.index[m].ravel()]
-            flat = (r * frozen.value[m]).reshape(B * N, T * C)
-            return g + sweep.skip(m, written), acc, total.at[m].set(sums.add(flat))
-
-        start = (g, accumulator(sweep, B * N), jnp.zeros((L, B * N, F), g.dtype))
-        return jax.lax.fori_loop(0, layer, body, start)[2].reshape(L, B, N, F)
-
-
-def _held_at(own: Hold, other: Hold) -> Hold:
-    """A prompt's hold with other denominators, the same at every position."""
-    names = [f.name for f in fields(Hold) if f.name != "pattern" and getattr(own, f.name) is not None]
-    return replace(own, **{k: jnp.broadcast_to(getattr(other, k), getattr(own, k).shape) for k in names})
 
 
 @partial(jax.jit, static_argnames=("cfg",))
