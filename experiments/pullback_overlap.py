@@ -43,9 +43,9 @@ class Config:
     """Live targets of each layer, drawn at random."""
     least: int = 50
     """A target is live where it is on at so many positions."""
-    rows: int = 128
+    rows: int = 64
     """Held-out rows of 128 tokens."""
-    chunk: int = 32
+    chunk: int = 64
     """Targets in one pass over the rows."""
     seed: int = 0
     """Of the draw of targets."""

@@ -48,8 +48,8 @@ class Config:
     """Of the random models."""
     texts: int = 24
     """Induction texts."""
-    words: int = 10
-    """Words of the first copy, at least 8."""
+    length: int = 30
+    """Tokens of each, so that one program serves all."""
     transcoders: str = "tiny-transcoders"
     """Of the embedded model."""
     top: int = 40
@@ -89,15 +89,15 @@ def gaps(model: tc.Model, d: Transcoders, tokens: np.ndarray) -> dict[str, Any]:
     return found | {"layer0_core": float(gap[first].max())}
 
 
-def texts(model: tc.Model, n: int, least: int) -> list[tuple[np.ndarray, int, int]]:
+def texts(model: tc.Model, n: int, length: int) -> list[tuple[np.ndarray, int, int]]:
     """(tokens, query, key): the query is a word's second occurrence, the key the position after its first one."""
     rng, found = np.random.default_rng(0), []
     while len(found) < n:
         example = grammars.draw("induction", rng, held_out=True)
         ids = model.encode(example.prompt, bos="add")
-        if len(ids) > 48 or example.truth["n"] < least or len(ids) != 1 + len(example.prompt.split()):
+        if len(ids) != length or len(example.prompt.split()) != length - 1:
             continue  # one token a word
-        query = len(ids) - 1
+        query = length - 1
         key = ids.index(ids[query]) + 1
         if 3 < key < query - 3:
             found.append((np.asarray(ids, np.int32), query, key))
@@ -106,13 +106,10 @@ def texts(model: tc.Model, n: int, least: int) -> list[tuple[np.ndarray, int, in
 
 def best_head(model: tc.Model, some: list[tuple[np.ndarray, int, int]]) -> tuple[tuple[int, int], np.ndarray]:
     """The head that looks most from query to key, and every head's mean attention there [L, H]."""
-    look = [
-        np.asarray(tc.forward(model.cfg, model.params, jnp.asarray(ids[None]), sites=("pattern",)).acts["pattern"])[
-            :, 0, :, q, k
-        ]
-        for ids, q, k in some
-    ]
-    mean = np.mean(look, 0)
+    rows = jnp.asarray(np.stack([ids for ids, _, _ in some]))
+    pattern = jax.jit(lambda p, rows: tc.forward(model.cfg, p, rows, sites=("pattern",)).acts["pattern"])
+    look = np.asarray(pattern(model.params, rows))  # [L, B, H, T, T]
+    mean = np.mean([look[:, i, :, q, k] for i, (_, q, k) in enumerate(some)], 0)
     layer, head = np.unravel_index(int(mean.argmax()), mean.shape)
     return (int(layer), int(head)), mean
 
@@ -165,10 +162,10 @@ def feature_pairs(model: tc.Model, frozen: Frozen, pairs: Any, query: int, key: 
     return [f"{name(int(i), query)} x {name(int(j), key)}" for i, j in zip(pairs.query, pairs.key, strict=True)]
 
 
-def induction(transcoders: str, n: int, words: int, top: int) -> dict[str, Any]:
+def induction(transcoders: str, n: int, length: int, top: int) -> dict[str, Any]:
     """Parts 2 and 3."""
     model = tc.load_model("tiny")
-    d, some = tc.load_transcoders(transcoders, model=model), texts(model, n, words)
+    d, some = tc.load_transcoders(transcoders, model=model), texts(model, n, length)
     head, attention = best_head(model, some)
     tables: list[dict[tuple[str, str], float]] = []
     recur: Counter[str] = Counter()
@@ -234,7 +231,7 @@ def main(cfg: Config) -> None:
         options = {"families": cfg.families, "kinds": cfg.kinds, "dtype": dtype, "x64": dtype == "float64"}
         cases += fresh("experiments.qk_attention", "balance", **options)
     show("random models: |sum over pairs - score| / sum of |pairs|", cases)
-    found = induction(cfg.transcoders, cfg.texts, cfg.words, cfg.top)
+    found = induction(cfg.transcoders, cfg.texts, cfg.length, cfg.top)
     show(f"head {found['head']}: its score from a repeated word to the word after the first, by sources",
          found["by_group"][:16])  # fmt: skip
     show("pairs that recur", found["recurring"])

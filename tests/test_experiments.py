@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import common, perturbation, row_sums, selection_rule, toys
+from experiments import common, perturbation, pullback_overlap, qk_attention, row_sums, selection_rule, toys
 from experiments.bench import lazy_decoder
 from experiments.bench.attribution import least_flops
 from tcircuits.attribution import attribute
@@ -78,6 +78,29 @@ def test_perturbation_compares_every_source_and_target():
     assert found["within"]
     assert 0 < found["gap"] < 1e-6
     assert 0 < found["products_gap"] < 8 * 2.0**-24
+
+
+def test_a_score_by_groups_of_sources():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(5, 3)), rng.normal(size=(4, 3))
+    table = qk_attention.tabulate((a, b), [list("xyxyx"), list("uuvw")])
+    assert len(table) == 6
+    assert table["x", "u"] == pytest.approx((a[[0, 2, 4]] @ b[:2].T).sum())
+    assert sum(table.values()) == pytest.approx((a @ b.T).sum())
+
+
+def test_overlaps_are_means_over_the_sources_of_a_target():
+    def part(layer, source, first, value):
+        x = np.full((2, 1), value)
+        return {"layer": layer, "source": source, "first": first, "overlap": x, "reachable": x, "twera": x}
+
+    parts = [part(1, 0, 0, 0.5), part(2, 0, 0, 0.2), part(2, 1, 0, 0.4)]
+    found = pullback_overlap.by_target(parts)
+    np.testing.assert_allclose([p["overlap"][0, 0] for p in found], [0.5, 0.3])
+    (row,) = pullback_overlap.figures(found, (10,))
+    assert (row["k"], row["targets"]) == (10, 4)
+    assert row["overlap"] == pytest.approx(0.4)
+    assert row["low"] < 0.4 < row["high"]
 
 
 @pytest.mark.slow
