@@ -149,8 +149,8 @@ def mean_hold(model: Any, d: Transcoders, rows: Any, *, batch: int = 8) -> Hold:
     """
     rows = checked_rows(model, rows)
     batch = next(b for b in range(min(batch, len(rows)), 0, -1) if len(rows) % b == 0)  # means of equal parts
-    parts = [host(_rates(model.cfg, model.params, d, tokens, 1)) for tokens, _ in _batches(rows, batch)]
-    return jax.tree.map(lambda *x: jnp.asarray(1.0 / np.mean(x, 0))[..., None], *parts)
+    rates = [_rates(model.cfg, model.params, d, tokens, 1) for tokens, _ in _batches(rows, batch)]
+    return jax.tree.map(lambda *x: jnp.asarray(1.0 / np.mean([host(y) for y in x], 0))[..., None], *rates)
 
 
 def corpus_effects(

@@ -15,7 +15,8 @@ import pytest
 from experiments import autodiff as ad
 from experiments import equations
 from tcircuits.attribution import weights as w
-from tcircuits.attribution.forward_weights import written_streams
+from tcircuits.attribution.direct_sums import direct_sums
+from tcircuits.attribution.forward_weights import direct_logits, written_streams
 from tcircuits.attribution.frozen import freeze
 from tcircuits.models.forward import mlp
 from tcircuits.models.params import Mlp
@@ -191,3 +192,48 @@ def test_layers_filled_with_neurons(x64):
     width = max(m.cfg.d_mlp, d.cfg.d_feature)
     np.testing.assert_allclose(got, np.pad(expected, [(0, 0), (0, width - m.cfg.d_mlp)]), rtol=0, atol=1e-12)
     np.testing.assert_allclose(streams[1], written[[3, 5]], rtol=0, atol=1e-12)
+
+
+def cores(cfg):
+    """Every weight of one feature through one head, and the direct sums of a prompt, as one function of arrays."""
+
+    def run(params, d, tokens, index, head):
+        hold, one = w.unit_hold(cfg), jnp.ones(1, jnp.int32)
+        u = w.feature_covectors(cfg, params, d, hold, 2 * one, index[None])
+        v = w.through_heads(cfg, params, d, hold, u, 2, [(head[0], head[1])])
+        frozen = freeze(cfg, params, d, tokens, n_slots=10)
+        weight = jnp.ones((2, 1, len(tokens)))
+        return {
+            "pullback": w.pullback(cfg, params, d, hold, u, 2, head[0]),
+            "through": w.pullback(cfg, params, d, hold, v, head[0], 0),
+            "tokens": w.deembed(cfg, params, d, hold, v, head[0]),
+            "norms": w.ov_norms(cfg, params, d, hold, u, 2),
+            "logits": direct_logits(cfg, params, d, hold, 2 * one, index[None]),
+            "sums": direct_sums(cfg, params, d, frozen, 2, index[None], weight),
+        }
+
+    return run
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize(("family", "name"), [("qwen3", "clt-skip"), ("gemma2", "neurons")])
+def test_weights_lower_for(family, name, platform):
+    case = builders.make_case(family, name)
+    m, d = bridge.both(case, "float32")
+    made = jax.export.export(jax.jit(cores(m.cfg)), platforms=[platform])
+    tokens = jnp.asarray(case.tokens, jnp.int32)
+    assert made(m.params, d, tokens, jnp.array(3), jnp.array([1, 2])).platforms == (platform,)
+
+
+@pytest.mark.parametrize(("family", "name"), [("qwen3", "clt-skip"), ("gemma2", "neurons")])
+def test_weights_of_a_batch_are_those_of_single_calls(family, name):
+    case = builders.make_case(family, name)
+    m, d = bridge.both(case, "float32")
+    run, rows = cores(m.cfg), jnp.asarray(np.stack([case.tokens, case.tokens[::-1]]), jnp.int32)
+    index, heads = jnp.array([3, 8]), jnp.array([[1, 2], [0, 3]])
+    batch = jax.jit(jax.vmap(run, (None, None, 0, 0, 0)))(m.params, d, rows, index, heads)
+    single = jax.jit(run)
+    for i in range(2):
+        for key, expected in single(m.params, d, rows[i], index[i], heads[i]).items():
+            size = max(np.abs(expected).max(), 1e-6)
+            np.testing.assert_allclose(batch[key][i], expected, rtol=0, atol=2e-6 * size, err_msg=key)
