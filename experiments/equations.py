@@ -235,6 +235,7 @@ def sae_contrast(model: tc.Model) -> float:
 
 def random_cases(families: list[str], kinds: list[str], dtype: str) -> list[dict[str, Any]]:
     """Random models with random dictionaries."""
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling is nearly all of its time
     rows = []
     for family in families:
         model = random_model(family, dtype=dtype)
@@ -247,6 +248,7 @@ def random_cases(families: list[str], kinds: list[str], dtype: str) -> list[dict
 
 def embedded(sets: list[str], dtype: str, prompt: str) -> list[dict[str, Any]]:
     """The embedded model with its sets; the target is the strongest feature of its last layer but one."""
+    jax.config.update("jax_disable_most_optimizations", True)
     model = tc.load_model("tiny", dtype=dtype)
     tokens, rows = np.asarray(model.encode(prompt)), []
     for name in sets:
