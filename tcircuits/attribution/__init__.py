@@ -16,7 +16,16 @@ from tcircuits.attribution.forward_weights import direct_logits, written_streams
 from tcircuits.attribution.frozen import Frozen, freeze
 from tcircuits.attribution.graph import Graph, TargetNode
 from tcircuits.attribution.head_report import attention_report
-from tcircuits.attribution.heads import HeadLoadings, HeadSources, head_loadings, head_sources, head_values
+from tcircuits.attribution.heads import (
+    HeadLoadings,
+    HeadSources,
+    error_source,
+    feature_source,
+    head_loadings,
+    head_sources,
+    head_values,
+    token_source,
+)
 from tcircuits.attribution.influence import influence, prune_masks
 from tcircuits.attribution.prune import GraphScores, prune, scores
 from tcircuits.attribution.qk import QKPairs, qk_pairs
@@ -62,8 +71,10 @@ __all__ = [
     "deembed",
     "direct_logits",
     "effects",
+    "error_source",
     "expand",
     "feature_covectors",
+    "feature_source",
     "feature_weights",
     "freeze",
     "head_loadings",
@@ -85,6 +96,7 @@ __all__ = [
     "scores",
     "select_top",
     "through_heads",
+    "token_source",
     "top_overlap",
     "unit_hold",
     "virtual_weights",
