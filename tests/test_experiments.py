@@ -12,7 +12,16 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import common, path_balance, perturbation, row_sums, selection_rule, toys
+from experiments import (
+    common,
+    path_balance,
+    perturbation,
+    pullback_overlap,
+    qk_attention,
+    row_sums,
+    selection_rule,
+    toys,
+)
 from experiments.bench import lazy_decoder, paths
 from experiments.bench.attribution import least_flops
 from tcircuits.attribution import attribute
@@ -20,7 +29,7 @@ from tcircuits.attribution.reference_selection import visited
 
 EXPERIMENTS = Path(common.__file__).parent
 HELPERS = {
-    *("common", "toys", "format_cases", "rival_readers"),
+    *("common", "toys", "autodiff", "format_cases", "rival_readers"),
     *("bench.rival_circuit_tracer", "bench.rival_paths", "bench.rival_trainers"),
 }
 MODULES = sorted(
@@ -91,6 +100,29 @@ def test_the_rivals_find_the_paths_that_the_package_finds():
     assert found["sides"]["reference"]["dense"]["dictionary"] == 2 * found["sides"]["reference"]["layer_visits"]
     assert found["active"]["mean"] == pytest.approx(12, rel=0.3)
     assert found["max_gap"] <= 1e-6
+
+
+def test_a_score_by_groups_of_sources():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(5, 3)), rng.normal(size=(4, 3))
+    table = qk_attention.tabulate((a, b), [list("xyxyx"), list("uuvw")])
+    assert len(table) == 6
+    assert table["x", "u"] == pytest.approx((a[[0, 2, 4]] @ b[:2].T).sum())
+    assert sum(table.values()) == pytest.approx((a @ b.T).sum())
+
+
+def test_overlaps_are_means_over_the_sources_of_a_target():
+    def part(layer, source, first, value):
+        x = np.full((2, 1), value)
+        return {"layer": layer, "source": source, "first": first, "overlap": x, "reachable": x, "twera": x}
+
+    parts = [part(1, 0, 0, 0.5), part(2, 0, 0, 0.2), part(2, 1, 0, 0.4)]
+    found = pullback_overlap.by_target(parts)
+    np.testing.assert_allclose([p["overlap"][0, 0] for p in found], [0.5, 0.3])
+    (row,) = pullback_overlap.figures(found, (10,))
+    assert (row["k"], row["targets"]) == (10, 4)
+    assert row["overlap"] == pytest.approx(0.4)
+    assert row["low"] < 0.4 < row["high"]
 
 
 @pytest.mark.slow

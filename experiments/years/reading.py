@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
-from tcircuits.attribution.forward_weights import direct_logits
-from tcircuits.attribution.weights import deembed, feature_covectors, pullback, through_heads, unit_hold
 
 import tcircuits as tc
 from experiments.years.prompts import Prompts
+from tcircuits.attribution.forward_weights import direct_logits
+from tcircuits.attribution.weights import deembed, feature_covectors, pullback, through_heads, unit_hold
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.forward import forward
 from tcircuits.models.params import Params

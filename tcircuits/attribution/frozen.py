@@ -211,7 +211,7 @@ def read_up(cfg: ModelConfig, d: Transcoders, norm2: Any, scale: Array, x: Array
     return norm_up(cfg, norm2, scale, x) + (norm_bias(norm2) if biases else 0.0)
 
 
-def _stream(
+def push_stream(
     cfg: ModelConfig,
     params: Params,
     d: Transcoders,
@@ -220,21 +220,21 @@ def _stream(
     written: Array | None,
     biases: bool,
     keep: Array,
-) -> Float[Array, "L+1 T D"]:
-    """Push a constant stream up: what each MLP's norm reads of it, and at last what the final norm reads.
+) -> tuple[Float[Array, "L+1 T D"], Float[Array, "L T D"]]:
+    """Push a constant stream up: what each MLP's norm reads of it, last the final norm; and what it is before layers.
 
     `written` [L, T, D] is added to what each MLP writes; biases of dictionaries count at positions where `keep` is 1.
     """
     slots, covered = coverage(d.cfg)
 
-    def step(x: Array, inputs: Any) -> tuple[Array, Array]:
+    def step(x: Array, inputs: Any) -> tuple[Array, Any]:
         index, slot, on, extra = inputs
         block, held = layer((params.blocks, _layered(hold)), index)
         attn = block_up(cfg, block, held.pattern, held.norm1, held.norm1_post, x, biases)
         middle = x if cfg.parallel else x + attn
         total = x + attn
         if cfg.attn_only:
-            return total, middle
+            return total, (middle, x)
         read = read_up(cfg, d, block.norm2, held.norm2, middle, biases)
         out = skip_up(d, slot, on, read)
         if biases:
@@ -243,10 +243,11 @@ def _stream(
         if d.cfg.writes == "mlp_raw":
             post = norm_up(cfg, block.norm2_post, held.norm2_post, jnp.zeros_like(x) + out)
             out = post + (norm_bias(block.norm2_post) if biases else 0.0)
-        return total + out, middle
+        return total + out, (middle, x)
 
-    x, reads = jax.lax.scan(step, start, (jnp.arange(cfg.n_layers), jnp.asarray(slots), jnp.asarray(covered), written))
-    return jnp.concatenate([reads, x[None]])
+    inputs = (jnp.arange(cfg.n_layers), jnp.asarray(slots), jnp.asarray(covered), written)
+    x, (reads, before) = jax.lax.scan(step, start, inputs)
+    return jnp.concatenate([reads, x[None]]), before
 
 
 def _layered(hold: Hold) -> Hold:
@@ -315,8 +316,8 @@ def _freeze(cfg: ModelConfig, params: Params, d: Transcoders, tokens: Array, n_s
     value, factor, valid = value * keep[:, None], factor * keep[:, None], valid & (keep[:, None] > 0)
     n_active = jnp.where(keep > 0, n_active, 0)
     start = jnp.zeros_like(resid) if params.pos_embed is None else params.pos_embed[jnp.arange(tokens.shape[0])]
-    constant = _stream(cfg, params, d, hold, start, None, True, keep)
-    apart = _stream(cfg, params, d, hold, jnp.zeros_like(resid), outside, False, keep)
+    constant, _ = push_stream(cfg, params, d, hold, start, None, True, keep)
+    apart, _ = push_stream(cfg, params, d, hold, jnp.zeros_like(resid), outside, False, keep)
     return Frozen(
         tokens,
         hold,

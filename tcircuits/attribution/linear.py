@@ -25,9 +25,11 @@ def layer(tree: Any, index: Any) -> Any:
     return jax.tree.map(lambda x: wide(jax.lax.dynamic_index_in_dim(x, index, keepdims=False)), tree)
 
 
-def norm_down(cfg: ModelConfig, p: Norm | None, scale: Float[Array, " T"], g: Float[Array, "*B T D"]) -> Array:
-    """Transpose of x -> w * centre(x) / scale."""
-    if p is None:
+def norm_down(
+    cfg: ModelConfig, p: Norm | None, scale: Float[Array, " T"] | None, g: Float[Array, "*B T D"]
+) -> Float[Array, "*B T D"]:
+    """Transpose of x -> w * centre(x) / scale; without a norm the identity."""
+    if p is None or scale is None:
         return g
     return centre(cfg.norm, g * wide(p.w)) / scale[..., None]
 
@@ -51,6 +53,18 @@ def attention_down(p: Attention, pattern: Float[Array, "H T T"], g: Float[Array,
     moved = jnp.einsum("HTS,HBTK->HBSK", pattern, read)
     grouped = moved.reshape(groups, heads // groups, *moved.shape[1:]).sum(1)
     return jnp.einsum("GBSK,DGK->BSD", grouped, p.w_v)
+
+
+def head_down(p: Attention, head: Any, g: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """Transpose of one head's values and output, x -> x W_V W_O, without its pattern: g W_O^T W_V^T."""
+    group = head * p.w_v.shape[1] // p.w_o.shape[0]
+    return jnp.einsum("...K,DK->...D", jnp.einsum("...D,KD->...K", g, p.w_o[head]), p.w_v[:, group])
+
+
+def heads_down(p: Attention, g: Float[Array, "B D"]) -> Float[Array, "B H D"]:
+    """`head_down` of every head."""
+    values = jnp.repeat(p.w_v, p.w_o.shape[0] // p.w_v.shape[1], 1)
+    return jnp.einsum("BHK,DHK->BHD", jnp.einsum("BD,HKD->BHK", g, p.w_o), values)
 
 
 def attention_up(cfg: ModelConfig, p: Attention, pattern: Float[Array, "H T T"], x: Float[Array, "T D"]) -> Array:

@@ -18,14 +18,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tcircuits.attribution.frozen import Frozen, coverage
-from tcircuits.attribution.linear import block_down, layer, norm_down, token_vectors
+from tcircuits.attribution.frozen import Frozen
+from tcircuits.attribution.linear import token_vectors
+from tcircuits.attribution.maps import Maps
 from tcircuits.attribution.select import Selection, chosen_mask
 from tcircuits.attribution.targets import Targets, feature_vectors
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.forward import Hold
 from tcircuits.models.params import Params
-from tcircuits.numerics import centre, wide
+from tcircuits.numerics import wide
 from tcircuits.transcoders.dictionary import Transcoders, pair
 from tcircuits.types import Array, Float, Int
 
@@ -89,30 +90,15 @@ def _sliced(frozen: Frozen, n: int) -> Frozen:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Maps):
     """The maps of one frozen prompt that a descending sweep applies; lives for one trace."""
 
-    cfg: ModelConfig
-    params: Params
-    d: Transcoders
     frozen: Frozen
 
-    def at(self, m: Any) -> tuple[Any, Any]:
-        """Parameters and frozen values of layer m."""
-        h = self.frozen.hold
-        return layer((self.params.blocks, Hold(h.pattern, h.norm1, h.norm1_post, h.norm2, h.norm2_post, None)), m)
-
-    def attention(self, m: Any, g: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Transpose of layer m's attention."""
-        block, h = self.at(m)
-        return block_down(self.cfg, block, h.pattern, h.norm1, h.norm1_post, g)
-
-    def written(self, m: Any, g: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Cotangent at the site that the dictionary writes, from that at the MLP's output."""
-        if self.d.cfg.writes == "mlp_out" or not self.cfg.post_norm:
-            return g
-        block, h = self.at(m)
-        return norm_down(self.cfg, block.norm2_post, h.norm2_post, g)
+    @property
+    def hold(self) -> Hold:
+        """The prompt's patterns and denominators."""
+        return self.frozen.hold
 
     def read(self, i: Any, m: Any, g: Float[Array, "B T D"]) -> Float[Array, "B T C"]:
         """<decoder row of layer i's features to layer m, g>, not yet times the activation."""
@@ -120,23 +106,6 @@ class Sweep:
             assert self.params.blocks.mlp is not None
             return jnp.einsum("BTD,CD->BTC", g, wide(self.params.blocks.mlp.w_out[m]))
         return jnp.einsum("BTD,TCD->BTC", g, self.frozen.decoder[pair(self.d.cfg, i, m)])
-
-    def to_stream(self, m: Any, g: Float[Array, "B T D"], reads: str) -> Float[Array, "B T D"]:
-        """From what a dictionary reads at layer m to the stream before the MLP's norm."""
-        block, h = self.at(m)
-        if reads == "resid_mid" or block.norm2 is None:
-            return g
-        if reads == "normalized":
-            return centre(self.cfg.norm, g) / h.norm2[..., None]
-        return norm_down(self.cfg, block.norm2, h.norm2, g)
-
-    def skip(self, m: Any, g: Float[Array, "B T D"]) -> Array | float:
-        """Transpose of layer m's affine skip, or 0."""
-        if self.d.w_skip is None:
-            return 0.0
-        slots, covered = coverage(self.d.cfg)
-        w = jnp.where(jnp.asarray(covered)[m], wide(self.d.w_skip[jnp.asarray(slots)[m]]), 0.0)
-        return self.to_stream(m, jnp.einsum("BTE,DE->BTD", g, w), self.d.cfg.reads)
 
     def features(self, m: Any, r: Float[Array, "B T C"]) -> Float[Array, "B T D"]:
         """From feature activations of layer m to the stream: their encoders, gates and norms, transposed."""

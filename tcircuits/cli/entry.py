@@ -15,6 +15,7 @@ from tcircuits.cli.pathing import Paths, paths
 from tcircuits.cli.sweeping import Sweep, sweep
 from tcircuits.cli.tracing import Intervene, Trace, View, intervene, trace, view
 from tcircuits.cli.training import Train, train
+from tcircuits.cli.weighing import Attention, Weights, attention, weights
 from tcircuits.types import InputError
 
 RUN: dict[type, Callable[[Any], None]] = {
@@ -23,6 +24,8 @@ RUN: dict[type, Callable[[Any], None]] = {
     View: view,
     Convert: convert,
     Intervene: intervene,
+    Weights: weights,
+    Attention: attention,
     Tokenize: tokenize,
     Train: train,
     Sweep: sweep,

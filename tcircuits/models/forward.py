@@ -221,9 +221,7 @@ def _attend(
     """
     q, k, v = queries_keys_values(cfg, p, x, tap)
     if rope is not None:
-        cos, sin = (jnp.where(kind.window > 0, local, full) for full, local in zip(*rope, strict=True))
-        if cfg.unrotated:
-            cos, sin = jnp.where(kind.rotates, cos, 1), jnp.where(kind.rotates, sin, 0)
+        cos, sin = layer_rope(cfg, kind, rope)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     if cache is not None:
         keys, values, slot = cache
@@ -297,6 +295,14 @@ def rope_tables(cfg: ModelConfig, positions: Array, dtype: Any) -> Any:
     if cfg.position != "rotary":
         return None
     return rotary_table(cfg, positions, dtype), rotary_table(cfg, positions, dtype, local=True)
+
+
+def layer_rope(cfg: ModelConfig, kind: LayerKind, rope: Any) -> tuple[Array, Array]:
+    """Cosine and sine that one layer's queries and keys turn by, of `rope_tables`."""
+    cos, sin = (jnp.where(kind.window > 0, local, full) for full, local in zip(*rope, strict=True))
+    if cfg.unrotated:
+        cos, sin = jnp.where(kind.rotates, cos, 1), jnp.where(kind.rotates, sin, 0)
+    return cos, sin
 
 
 def layer_kinds(cfg: ModelConfig) -> LayerKind:
