@@ -9,10 +9,15 @@ memory and ends with its paths:
 
 - `ours`: `find_paths`, compiled before; `search` of it is the search and the graph, the rest the frozen prompt.
 - `reference`: the reference algorithm with its dense evaluations for every path and layer (`rival_paths.Reference`);
-  `reference_row` the same but for attention, of which it makes the one row that it uses.
+  `reference_row` the same but for attention, of which it makes the one row that it uses; `reference_restacked` also
+  stacks attention's weights anew for every candidate, as the reference code does.
 - `cached`: a fair version that encodes each layer once (`rival_paths.Cached`).
 
-`same_paths` says that all three found the same paths (each level's as a set) and `difference` how far contributions are
+What the reference takes grows with the layers that it visits (`layer_visits`): paths go down several layers a step, so
+that there are fewer than the 370 which a count of six layers for every path gives (`visits_counted`); `ratios_counted`
+is what the ratios would be with so many at the measured time of a visit. Ours does not depend on it.
+
+`same_paths` says that all found the same paths (each level's as a set) and `difference` how far contributions are
 apart, relative to the largest of their level.
 """
 
@@ -145,12 +150,15 @@ def measure(cfg: Config) -> dict[str, Any]:
     cached_seconds, cached = clocked(lambda: Cached(model, d, tokens).search(root, **options), cfg.repeats)
     sides: dict[str, Any] = {"ours": {"seconds": seconds, "first": first, "search": times["search"]}}
     sides["cached"] = {"seconds": cached_seconds} | compare(found, of_rival(cached))
-    for name, whole in (("reference_row", False), ("reference", True)):
-        side = Reference(model, d, tokens, whole_attention=whole)
+    kinds = {"reference_row": (False, False), "reference": (True, False), "reference_restacked": (True, True)}
+    for name, (whole, restack) in kinds.items():
+        side = Reference(model, d, tokens, whole_attention=whole, restack=restack)
         took, levels = clocked(lambda side=side: side.search(root, **options), 1)
-        sides[name] = {"seconds": took, "layer_visits": side.visits, "dense": side.dense}
+        sides[name] = {"seconds": took, "layer_visits": side.visits, "stacks": side.stacks, "dense": side.dense}
         sides[name] |= compare(found, of_rival(levels))
     ratios = {name: side["seconds"] / seconds for name, side in sides.items() if name != "ours"}
+    counted = cfg.layer + (cfg.iterations - 1) * cfg.branches * 6
+    grown = {name: ratios[name] * counted / sides[name]["layer_visits"] for name in kinds}
     return {
         "active": {"mean": float(counts.mean()), "most": int(counts.max())},
         "root_activation": float(graph.value[0]),
@@ -158,6 +166,8 @@ def measure(cfg: Config) -> dict[str, Any]:
         "max_gap": float(graph.gap.max()),
         "sides": sides,
         "ratios": ratios,
+        "visits_counted": counted,
+        "ratios_counted": grown,
         "peak_rss_gb": peak_rss_gb(),
     }
 

@@ -4,6 +4,8 @@
 of all tokens) and one through the MLP, and multiplies all decoder rows; nothing is kept from one path to the next.
 These are the dense evaluations that `circuit_analysis.py` makes, and no others. Its attention scores are made from all
 heads' outputs for every pair of positions, of which one row is used; `whole_attention=False` makes that row alone.
+With `restack` it also does what `model.OV` does there: the value and output weights of all layers are stacked anew for
+every head that is a candidate.
 
 `Cached` encodes each layer once, keeps the active features, and reads their decoder rows alone.
 
@@ -40,7 +42,9 @@ class Reference:
     d: Any
     tokens: Array
     whole_attention: bool = True
+    restack: bool = False
     visits: int = 0
+    stacks: int = 0
     dense: dict[str, int] = field(default_factory=lambda: {"dictionary": 0, "mlp": 0})
 
     def __post_init__(self) -> None:
@@ -139,6 +143,9 @@ class Reference:
             values[:, path.pos :] = 0
             flat = [divmod(int(i), values.shape[1]) for i in largest(values.ravel(), branches)]
             found += [(float(values[h, s]), ("head", m, s + 1, h)) for h, s in flat]
+            for _ in flat if self.restack else ():
+                self.stacked = [np.stack(list(self.attn[name])) for name in ("w_v", "w_o")]
+                self.stacks += 1
         found.append((float(path.vec @ self.start[path.pos]), ("embed", 0, path.pos, 0)))
         best = sorted((x for x in found if x[0] > 0), key=lambda x: -x[0])[:branches]
         return [self.extended(path, value, node) for value, node in best]
