@@ -185,8 +185,8 @@ def load_statistics(path: Path) -> Statistics:
             if (about.pop("format"), about.pop("version")) != (FORMAT, VERSION):
                 raise ValueError("another format or version")
             arrays = {name: file[name] for name in ARRAYS}
-        cfg = TranscoderConfig(**about.pop("cfg"))
-        cfg = TranscoderConfig(**asdict(cfg) | {"layers": tuple(cfg.layers)})
+        settings = about.pop("cfg")
+        cfg = TranscoderConfig(**settings | {"layers": tuple(settings["layers"])})
         found = Statistics(**about | arrays, cfg=cfg, keeping=Keeping(**about.pop("keeping")))
     except (OSError, ValueError, KeyError, TypeError, EOFError) as problem:
         raise InputError(f"{path} cannot be read as statistics of features: {problem}") from None
