@@ -209,7 +209,7 @@ def test_what_is_drawn_is_a_fair_sample():
     assert ((hits - mean) ** 2 / mean).sum() < 39 + 5 * (2 * 39) ** 0.5
 
 
-class Cut(Exception):
+class CutError(Exception):
     """What kills a pass."""
 
 
@@ -220,9 +220,9 @@ def test_a_pass_that_was_cut_off_goes_on_to_the_same_bits(tmp_path):
 
     def cut(done, total):
         if done >= 4:
-            raise Cut
+            raise CutError
 
-    with pytest.raises(Cut):
+    with pytest.raises(CutError):
         feature_statistics(*both(c, "float32"), c.rows, folder=tmp_path, every=0, progress=cut, **options)
     assert [p.name for p in resume.states(tmp_path)] == ["000000000004"]
     half = tmp_path / "000000000006"
