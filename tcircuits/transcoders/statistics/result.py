@@ -187,7 +187,8 @@ def load_statistics(path: Path) -> Statistics:
             arrays = {name: file[name] for name in ARRAYS}
         settings = about.pop("cfg")
         cfg = TranscoderConfig(**settings | {"layers": tuple(settings["layers"])})
-        found = Statistics(**about | arrays, cfg=cfg, keeping=Keeping(**about.pop("keeping")))
+        keeping = Keeping(**about.pop("keeping"))
+        found = Statistics(**about | arrays, cfg=cfg, keeping=keeping)
     except (OSError, ValueError, KeyError, TypeError, EOFError) as problem:
         raise InputError(f"{path} cannot be read as statistics of features: {problem}") from None
     shape = len(found.cfg.layers), found.cfg.d_feature
