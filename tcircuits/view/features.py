@@ -117,7 +117,7 @@ def _detail(layer: Layer, words: Numbered, f: int) -> dict[str, Any]:
     s, at = layer.found, (layer.slot, f)
     filled_bins = np.flatnonzero(s.count[at])
     first, last = (int(filled_bins[0]), int(filled_bins[-1]) + 1) if len(filled_bins) else (0, 0)
-    lists = {"promotes": layer.promoted and (layer.promoted.high, layer.promoted.high_score)}
+    lists: dict[str, Any] = {"promotes": layer.promoted and (layer.promoted.high, layer.promoted.high_score)}
     lists["suppresses"] = layer.promoted and (layer.promoted.low, layer.promoted.low_score)
     lists["reads"] = layer.embedded.high, layer.embedded.high_score
     lists["against"] = layer.embedded.low, layer.embedded.low_score

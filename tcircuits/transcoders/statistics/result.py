@@ -185,9 +185,10 @@ def load_statistics(path: Path) -> Statistics:
             if (about.pop("format"), about.pop("version")) != (FORMAT, VERSION):
                 raise ValueError("another format or version")
             arrays = {name: file[name] for name in ARRAYS}
-        cfg = TranscoderConfig(**about.pop("cfg"))
-        cfg = TranscoderConfig(**asdict(cfg) | {"layers": tuple(cfg.layers)})
-        found = Statistics(**about | arrays, cfg=cfg, keeping=Keeping(**about.pop("keeping")))
+        settings = about.pop("cfg")
+        cfg = TranscoderConfig(**settings | {"layers": tuple(settings["layers"])})
+        keeping = Keeping(**about.pop("keeping"))
+        found = Statistics(**about | arrays, cfg=cfg, keeping=keeping)
     except (OSError, ValueError, KeyError, TypeError, EOFError) as problem:
         raise InputError(f"{path} cannot be read as statistics of features: {problem}") from None
     shape = len(found.cfg.layers), found.cfg.d_feature

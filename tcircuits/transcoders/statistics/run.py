@@ -116,8 +116,8 @@ def only_layers(d: Transcoders, layers: tuple[int, ...]) -> Transcoders:
     if d.cfg.kind in ("clt", "neurons"):
         raise InputError(f"a set of kind {d.cfg.kind!r} has all layers: leave the choice of layers out")
     slots = np.asarray([d.cfg.layers.index(i) for i in layers])
-    arrays = {f.name: getattr(d, f.name) for f in fields(d) if f.name not in ("cfg", "source")}
-    chosen = {name: None if a is None else a[slots] for name, a in arrays.items()}
+    arrays: Any = {f.name: getattr(d, f.name) for f in fields(d) if f.name not in ("cfg", "source")}
+    chosen: Any = {name: None if a is None else a[slots] for name, a in arrays.items()}
     return replace(d, cfg=replace(d.cfg, layers=layers), **chosen)
 
 

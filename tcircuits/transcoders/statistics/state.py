@@ -120,7 +120,7 @@ def strongest(
     return kept, tokens
 
 
-def ranked(feature: Array, value: Array, token: Array, shape: tuple[int, int]) -> tuple[Array, Array]:
+def ranked(feature: Array, value: Array, token: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
     """The strongest K of each feature among candidates, in order: values and tokens [F, K]."""
     feature, value, token = jax.lax.sort((feature, -value, token), num_keys=3)
     number = jnp.arange(len(feature))

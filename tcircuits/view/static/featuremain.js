@@ -43,8 +43,10 @@ function drawDetail() {
   const number = feature === undefined ? null : Number(feature);
   view.selected = number === null ? null : `${data.layer}/${number}`;
   for (const row of document.querySelectorAll(".table tbody tr")) {
-    if (row.dataset.key === view.selected) row.setAttribute("aria-selected", "true");
-    else row.removeAttribute("aria-selected");
+    if (row.dataset.key === view.selected) {
+      row.setAttribute("aria-selected", "true");
+      row.scrollIntoView({ block: "nearest" });
+    } else row.removeAttribute("aria-selected");
   }
   panel.replaceChildren(...(number === null ? [] : featureContent(data, data.layer, number)));
   panel.scrollTop = 0;

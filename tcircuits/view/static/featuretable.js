@@ -14,10 +14,10 @@ const COLUMNS = [
 function headCells(data, view, actions) {
   return columnsOf(data).map(([name, title, meaning]) => {
     const sorted = view.sort === name;
-    const left = name === "tokens" || name === "promoted";
+    const text = name === "tokens" || name === "promoted";
     return html(
       "th",
-      { scope: "col", className: left ? "left" : "", "aria-sort": sorted ? (view.rising ? "ascending" : "descending") : null },
+      { scope: "col", className: text ? "words" : "", "aria-sort": sorted ? (view.rising ? "ascending" : "descending") : null },
       html(
         "button",
         { type: "button", title: meaning, "data-focus": `head ${name}`, onclick: () => actions.sort(name) },
@@ -41,8 +41,8 @@ function tableRow(data, view, i, actions) {
     density: () => html("td", {}, table.density[i] ? formatPart(table.density[i]) : "dead"),
     largest: () => html("td", {}, table.density[i] ? formatNumber(table.largest[i]) : "–"),
     mean: () => html("td", {}, table.density[i] ? formatNumber(table.mean[i]) : "–"),
-    tokens: () => html("td", { className: "left tokens" }, ...table.tokens[i].map((w) => tokenElement(wordOf(data, w)))),
-    promoted: () => html("td", { className: "left tokens" }, ...table.promoted[i].map((w) => tokenElement(wordOf(data, w)))),
+    tokens: () => html("td", { className: "words" }, ...table.tokens[i].map((w) => tokenElement(wordOf(data, w)))),
+    promoted: () => html("td", { className: "words" }, ...table.promoted[i].map((w) => tokenElement(wordOf(data, w)))),
   };
   const key = `${table.layer[i]}/${table.feature[i]}`;
   const row = html("tr", { tabIndex: 0, "data-key": key, "data-focus": `row ${key}` }, ...columnsOf(data).map(([name]) => cells[name]()));
