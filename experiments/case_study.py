@@ -111,7 +111,8 @@ def begin(cfg: Config) -> None:
         "values": values, "lengths": [len(c) for c in cut],
     }  # fmt: skip
     cfg.out.mkdir(parents=True)
-    np.savez_compressed(cfg.out / "hidden.npz", **{str(i): np.asarray(c, np.int32) for i, c in enumerate(cut)})
+    hidden: dict[str, Any] = {str(i): np.asarray(c, np.int32) for i, c in enumerate(cut)}
+    np.savez_compressed(cfg.out / "hidden.npz", **hidden)
     (cfg.out / "study.json").write_text(json.dumps(about, indent=1, default=plain) + "\n", encoding="utf-8")
     log(cfg.out, "begin", {"restricted": cfg.restricted})
     print(f"Feature {number} of layer {layer}: on at {about['density']:.2%} of {found.n_positions:,} tokens, "

@@ -12,7 +12,7 @@
 Both are set beside the feature's mean activation after each start year.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -83,8 +83,9 @@ def read(model: tc.Model, d: tc.Transcoders, layer: int, index: np.ndarray, prom
     """Features of a layer by weights, as read at a place."""
     head = years_head(model, layer, prompts) if place == "last" else None
     years = jnp.asarray(prompts.years)
-    found = _weights(model.cfg, model.params, d, jnp.asarray(layer), jnp.asarray(index, jnp.int32), years, head)
-    return Reading(*map(np.asarray, found), head)
+    at = jnp.asarray(layer), jnp.asarray(index, jnp.int32)
+    promotes, answers = _weights(model.cfg, model.params, replace(d, source=""), *at, years, head)
+    return Reading(np.asarray(promotes), np.asarray(answers), head)
 
 
 def by_year(values: Float[np.ndarray, "N F"], yy: Int[np.ndarray, " N"]) -> Float[np.ndarray, "F Y"]:
