@@ -11,7 +11,7 @@
    by where the source stands, seen from the query or key (here, one before, earlier), which is exact, as the score is
    bilinear; beside it the mean and the best score at all other keys. Then the pairs that recur over the texts.
 3. Test by intervention: the same scores with the word before the key (in the first copy only) replaced by another. If
-   the key is recognised by what precedes it, the score falls; with the word before that one replaced, it stays.
+   the key is recognised by what precedes it, the score falls, and by less with the word before that one replaced.
 """
 
 from collections import Counter, defaultdict
