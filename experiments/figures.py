@@ -181,7 +181,7 @@ def truth_rows() -> list[Row]:
         f"{f['sizes']['tokens']:,} samples, L0 25/8, {by['batchtopk']['seeds']} seeds; not comparable with full size)"
     )
     parts = [f"{name} F1 {by[k]['f1']:.2f}, MCC {by[k]['mcc']:.2f}" for k, name in
-             (("batchtopk", "BatchTopK"), ("matryoshka", "Matryoshka"))]  # fmt: skip
+             (("batchtopk", "BatchTopK"), ("matryoshka", "Matryoshka"), ("finer", "six prefixes"))]  # fmt: skip
     return [(what, "; ".join(parts), "experiments.synthetic_truth")]
 
 
@@ -202,11 +202,60 @@ def trainer_rows() -> list[Row]:
     return rows
 
 
+def paper_rows() -> list[Row]:
+    """The transcoder paper's equations, paths and studies."""
+    found, f = read("equations")["figures"]["largest"], read("bench_paths")["figures"]
+    of = {dtype: max(v for k, v in found[dtype].items() if k != "26") for dtype in found}
+    text = f"{of['float64']:.1e} (float64), {of['float32']:.1e} (float32); equation 26, of the absolute sum: "
+    text += f"{found['float64']['26']:.1e}, {found['float32']['26']:.1e}"
+    rows = [("the paper's equations 7-8 and 18-28 against autodiff, largest gap", text, "experiments.equations")]
+    b = read("path_balance")["figures"]["largest_gap"]
+    what = "balance of every node of path graphs (4 families, 4 dictionary kinds), largest gap of what it reads"
+    text = f"{b['float64']:.1e} (float64), {b['float32']:.1e} (float32)"
+    rows.append((what, text, "experiments.path_balance"))
+    s, r = f["sides"], f["ratios"]
+    what = f"search of {f['n_paths']} paths in a random model of GPT-2 small's shape, 24,576 features a layer"
+    text = f"{s['ours']['seconds']:.2f} s; the reference algorithm {s['reference']['seconds']:.1f} s "
+    text += f"({r['reference']:.1f}x), with activations cached {s['cached']['seconds']:.2f} s ({r['cached']:.2f}x)"
+    return [*rows, (what, text, "experiments.bench.paths")]
+
+
+def study_rows() -> list[Row]:
+    """Studies on the embedded model."""
+    f, k = read("greater_than")["figures"], read("known_variables")["figures"]["compared"]
+    h = f["headline"]
+    place = {"last": "the last position", "start": "the start year"}[h["place"]]
+    what = f"greater-than on `tiny`: parts of MLP {h['layer']} at {place} "
+    what += "for 95 % of its transcoder's probability difference"
+    text = f"{h['features']:.1f} features, {h['neurons']:.1f} neurons"
+    if h["ratio"]:
+        ratio = h["ratio"]
+        text += f": {ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}] over {ratio['n']} seeds"
+    gap, kinds = k["f1_gap"], k["kinds"]
+    told = f"transcoder {kinds['transcoder']['f1']['value']:.2f}, SAE {kinds['sae']['f1']['value']:.2f}; "
+    told += f"difference {gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}] over {gap['n']} seeds"
+    p = read("pullback_overlap")["figures"]["sets"]["tiny-transcoders"]["all"]
+    overlap = ", ".join(f"{100 * r['overlap']:.0f} %" for r in p)
+    return [
+        (what, text, "experiments.greater_than"),
+        (
+            "100 live features against known variables: mean held-out F1 of the best",
+            told,
+            "experiments.known_variables",
+        ),
+        (
+            "overlap of pullback and mean input x gradient, best 10, 20 and 50 features",
+            overlap,
+            "experiments.pullback_overlap",
+        ),
+    ]
+
+
 def table() -> str:
     """The figures as a Markdown table, and where they were measured."""
     rows = [*embedded_rows(), *reference_rows(), *balance_rows(), *perturbation_rows(), *trace_rows()]
     rows += [*selection_rows(), *speed_rows(), *format_rows(), *lazy_rows(), *fuzz_rows(), *claim_rows()]
-    rows += [*truth_rows(), *trainer_rows()]
+    rows += [*truth_rows(), *trainer_rows(), *paper_rows(), *study_rows()]
     lines = ["| what | figure | command |", "|---|---|---|"]
     lines += [f"| {what} | {figure} | `python -m {where}` |" for what, figure, where in rows]
     h, v = read("trace_smollm2")["hardware"], read("trace_smollm2")["versions"]
