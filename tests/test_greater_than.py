@@ -6,7 +6,7 @@ import pytest
 
 import tcircuits as tc
 from experiments.greater_than import COUNTS, needed
-from experiments.years import kept
+from experiments.years import kept, reading
 from experiments.years.prompts import difference, grammar_prompts, template_prompts
 from tcircuits.models.forward import forward
 from tcircuits.transcoders.dictionary import reconstruct
@@ -91,3 +91,36 @@ def test_what_is_refused():
         kept.features(MODEL, tc.load_transcoders("tiny-clt", model=MODEL), 0, PROMPTS)
     with pytest.raises(InputError, match="layer 7"):
         kept.features(MODEL, tc.load_transcoders("tiny-transcoders", model=MODEL), 7, PROMPTS)
+
+
+def test_readings_are_decoder_and_encoder_rows_with_their_gains():
+    d, layer, index = tc.load_transcoders("tiny-transcoders", model=MODEL), 0, np.array([3, 11])
+    found = reading.read(MODEL, d, layer, index, PROMPTS, "start")
+    p = MODEL.params
+    embed = np.asarray(p.embed, np.float64)
+    gain, final = np.asarray(p.blocks.norm2.w, np.float64)[layer], np.asarray(p.final_norm.w, np.float64)
+    dec, enc = np.asarray(d.w_dec, np.float64)[layer, index], np.asarray(d.w_enc, np.float64)[layer, index]
+    logits = (dec * final) @ embed.T  # unembedding tied to the embedding, root mean square norms
+    logits = (logits - logits.mean(1, keepdims=True))[:, PROMPTS.years]
+    expected = logits - logits.mean(1, keepdims=True)
+    np.testing.assert_allclose(found.promotes, expected, atol=128 * 2**-24 * np.abs(logits).max() * 8)
+    answers = (enc * gain) @ embed[PROMPTS.years].T
+    np.testing.assert_allclose(found.answers, answers, atol=128 * 2**-24 * np.abs(answers).max() * 8)
+    assert found.head is None
+
+
+def test_the_years_head_is_the_one_that_looks_there():
+    layer, head = reading.years_head(MODEL, 1, PROMPTS)
+    pattern = forward(MODEL.cfg, MODEL.params, jnp.asarray(PROMPTS.tokens), sites=("pattern",)).acts["pattern"]
+    seen = np.asarray([
+        [np.mean([pattern[i, n, h, a, b] for n, (a, b) in enumerate(zip(PROMPTS.last, PROMPTS.start, strict=True))])
+         for h in range(MODEL.cfg.n_heads)] for i in range(2)
+    ])  # fmt: skip
+    assert (layer, head) == np.unravel_index(seen.argmax(), seen.shape)
+
+
+def test_values_by_year():
+    found = reading.by_year(np.array([[1.0], [3.0], [5.0]]), np.array([7, 7, 9]))
+    assert found[0, 7] == 2
+    assert found[0, 9] == 5
+    assert np.isnan(np.delete(found[0], [7, 9])).all()
