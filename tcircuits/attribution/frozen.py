@@ -18,7 +18,7 @@ from tcircuits.models.forward import Hold, check_length, forward_one, normalised
 from tcircuits.models.params import Mlp, Params
 from tcircuits.numerics import act, act_slope, centre, norm_scale, wide
 from tcircuits.transcoders.config import TranscoderConfig
-from tcircuits.transcoders.dictionary import Transcoders, encode, pair, sparse
+from tcircuits.transcoders.dictionary import Transcoders, encode_once, pair, sparse
 from tcircuits.types import Array, Bool, Float, InputError, Int
 
 
@@ -31,6 +31,7 @@ class Frozen:
         hold: patterns [L, H, T, T] and norm denominators [L, T] ([T] for the final norm).
         index, value: feature number and activation at each layer, position and slot.
         factor: d activation / d pre-activation with gates frozen: 1, or a neuron's slope or gate.
+        values: what heads move: value vectors with their biases.
         decoder: decoder rows of the features in the slots; None for `neurons`, whose rows are the model's own.
         error: what the MLP wrote beyond its features, biases and skip, at the dictionary's site.
         constant: the part of the stream that the MLP of each layer reads, and (last row) that the final norm reads,
@@ -48,6 +49,7 @@ class Frozen:
     value: Float[Array, "L T C"]
     factor: Float[Array, "L T C"]
     valid: Bool[Array, "L T C"]
+    values: Float[Array, "L T G K"]
     decoder: Float[Array, "P T C D"] | None
     error: Float[Array, "L T D"]
     constant: Float[Array, "L+1 T D"]
@@ -117,23 +119,29 @@ def _pad(x: Float[Array, "T M *X"], n_slots: int) -> Float[Array, "T C *X"]:
 
 
 def _layer_features(cfg: ModelConfig, d: Transcoders, n_slots: int, inputs: Any) -> Any:
-    """Slots, and decoder rows and own reconstruction for non-neuron dictionaries, of one layer."""
+    """Slots of one layer, and decoder rows where some layers' are a dictionary's and others' neurons'."""
     block, slot, covered, reads, post_scale = inputs
     if d.cfg.kind == "neurons":
         value, factor = neuron_features(cfg, block.mlp, reads["mlp_in"])
         T, M = value.shape
         index = jnp.broadcast_to(jnp.arange(M, dtype=jnp.int32), (T, M))
         return index, value, factor, value != 0, jnp.full(T, M, jnp.int32), None
-    f = jnp.where(covered, encode(d, slot, reads[d.cfg.reads]), 0.0)
+    f = jnp.where(covered, encode_once(d, slot, reads[d.cfg.reads]), 0.0)
     index, value, valid = (_pad(x, n_slots) for x in sparse(f, min(n_slots, d.cfg.d_feature)))
     factor, n_active = jnp.ones_like(value), (f != 0).sum(-1).astype(jnp.int32)
-    rows = None
-    if d.cfg.kind == "transcoder":
-        assert d.w_dec is not None
-        rows = jnp.where(covered, wide(d.w_dec[slot, index]), 0.0)
     if d.cfg.fill == "neurons":
+        rows = _rows(d, slot, covered, index)
         return _filled(cfg, d, block, reads, post_scale, covered, (index, value, factor, valid, n_active, rows))
-    return index, value, factor, valid, n_active, rows
+    return index, value, factor, valid, n_active, None
+
+
+def _rows(d: Transcoders, slot: Array, covered: Array, index: Int[Array, "*X T C"]) -> Float[Array, "*X T C D"] | None:
+    """Decoder rows of features that write to their own layer alone."""
+    if d.cfg.kind != "transcoder":
+        return None
+    assert d.w_dec is not None
+    slot, covered = (jnp.expand_dims(x, (-1, -2)) for x in (slot, covered))
+    return jnp.where(covered[..., None], wide(d.w_dec[slot, index]), 0.0)
 
 
 def _filled(
@@ -293,7 +301,7 @@ def _freeze(cfg: ModelConfig, params: Params, d: Transcoders, tokens: Array, n_s
     params = jax.tree.map(wide, params)
     middle = "resid_pre" if cfg.parallel else "resid_mid"
     wanted = ("resid_pre", middle, "pattern", "z", "mlp_in", "mlp_raw", "mlp_out", "resid_post", "final_norm")
-    out, _, _ = forward_one(cfg, params, tokens, sites=tuple(dict.fromkeys(wanted)))
+    out, (_, values), _ = forward_one(cfg, params, tokens, sites=tuple(dict.fromkeys(wanted)))
     acts, resid = out.acts, out.acts["resid_post"][-1]
     hold = _held(cfg, acts, params, resid)
     slots, covered = (jnp.asarray(x) for x in coverage(d.cfg))
@@ -309,6 +317,8 @@ def _freeze(cfg: ModelConfig, params: Params, d: Transcoders, tokens: Array, n_s
     index, value, factor, valid, n_active, decoder = features
     if d.cfg.kind == "clt":
         decoder = _cross_layer_rows(d, index)
+    elif d.cfg.kind == "transcoder" and d.cfg.fill == "error":
+        decoder = _rows(d, slots, covered, index)
     keep = jnp.ones(tokens.shape[0], resid.dtype).at[0].set(1.0 - jnp.asarray(origin, resid.dtype))
     written = acts[d.cfg.writes]
     error, outside = _errors(cfg, params, d, decoder, value, reads[d.cfg.reads], written, (slots, covered, post), keep)
@@ -324,6 +334,7 @@ def _freeze(cfg: ModelConfig, params: Params, d: Transcoders, tokens: Array, n_s
         value,
         factor,
         valid,
+        values,
         decoder,
         error,
         constant,
