@@ -32,7 +32,8 @@ class Frozen:
         index, value: feature number and activation at each layer, position and slot.
         factor: d activation / d pre-activation with gates frozen: 1, or a neuron's slope or gate.
         values: what heads move: value vectors with their biases.
-        decoder: decoder rows of the features in the slots; None for `neurons`, whose rows are the model's own.
+        decoder: decoder rows of the features in the slots; None for `neurons`, whose rows are the model's own, and
+            where paths read them from the dictionary itself.
         error: what the MLP wrote beyond its features, biases and skip, at the dictionary's site.
         constant: the part of the stream that the MLP of each layer reads, and (last row) that the final norm reads,
             which comes from biases and position embeddings; `origin` the part from the MLPs at position 0 where those
@@ -119,7 +120,7 @@ def _pad(x: Float[Array, "T M *X"], n_slots: int) -> Float[Array, "T C *X"]:
 
 
 def _layer_features(cfg: ModelConfig, d: Transcoders, n_slots: int, inputs: Any) -> Any:
-    """Slots of one layer, and decoder rows where some layers' are a dictionary's and others' neurons'."""
+    """Slots of one layer, and decoder rows of features that write to their own layer alone."""
     block, slot, covered, reads, post_scale = inputs
     if d.cfg.kind == "neurons":
         value, factor = neuron_features(cfg, block.mlp, reads["mlp_in"])
@@ -129,19 +130,19 @@ def _layer_features(cfg: ModelConfig, d: Transcoders, n_slots: int, inputs: Any)
     f = jnp.where(covered, encode_once(d, slot, reads[d.cfg.reads]), 0.0)
     index, value, valid = (_pad(x, n_slots) for x in sparse(f, min(n_slots, d.cfg.d_feature)))
     factor, n_active = jnp.ones_like(value), (f != 0).sum(-1).astype(jnp.int32)
+    rows = None
+    if d.cfg.kind == "transcoder":
+        assert d.w_dec is not None
+        rows = jnp.where(covered, wide(d.w_dec[slot, index]), 0.0)
     if d.cfg.fill == "neurons":
-        rows = _rows(d, slot, covered, index)
         return _filled(cfg, d, block, reads, post_scale, covered, (index, value, factor, valid, n_active, rows))
-    return index, value, factor, valid, n_active, None
+    return index, value, factor, valid, n_active, rows
 
 
-def _rows(d: Transcoders, slot: Array, covered: Array, index: Int[Array, "*X T C"]) -> Float[Array, "*X T C D"] | None:
-    """Decoder rows of features that write to their own layer alone."""
-    if d.cfg.kind != "transcoder":
-        return None
-    assert d.w_dec is not None
-    slot, covered = (jnp.expand_dims(x, (-1, -2)) for x in (slot, covered))
-    return jnp.where(covered[..., None], wide(d.w_dec[slot, index]), 0.0)
+def _features_and_sum(cfg: ModelConfig, d: Transcoders, n_slots: int, inputs: Any) -> Any:
+    """Slots of one layer, and what its features write to it; rows that nobody keeps are then those of a layer."""
+    found = _layer_features(cfg, d, n_slots, inputs)
+    return found, None if found[-1] is None else jnp.einsum("TCD,TC->TD", found[-1], found[1])
 
 
 def _filled(
@@ -180,9 +181,7 @@ def _cross_layer_rows(d: Transcoders, index: Int[Array, "L T C"]) -> Float[Array
 def reconstruction(
     d: Transcoders, decoder: Float[Array, "P T C D"], value: Float[Array, "L T C"]
 ) -> Float[Array, "L T D"]:
-    """What the features in the slots write, summed from the very rows that attribution reads."""
-    if d.cfg.kind != "clt":
-        return jnp.einsum("LTCD,LTC->LTD", decoder, value)
+    """What cross-layer features in the slots write, summed from the very rows that attribution reads."""
     n = value.shape[0]
     out = [sum(jnp.einsum("TCD,TC->TD", decoder[pair(d.cfg, i, m)], value[i]) for i in range(m + 1)) for m in range(n)]
     return jnp.stack([jnp.asarray(x) for x in out])
@@ -313,15 +312,15 @@ def _freeze(cfg: ModelConfig, params: Params, d: Transcoders, tokens: Array, n_s
         "normalized": jax.vmap(lambda x, s: _bare(cfg, params, s, x))(acts[middle], norm2),
         "mlp_in": acts["mlp_in"],
     }
-    features = jax.lax.map(lambda x: _layer_features(cfg, d, n_slots, x), (params.blocks, slots, covered, reads, post))
+    by_layer = (params.blocks, slots, covered, reads, post)
+    features, total = jax.lax.map(lambda x: _features_and_sum(cfg, d, n_slots, x), by_layer)
     index, value, factor, valid, n_active, decoder = features
     if d.cfg.kind == "clt":
         decoder = _cross_layer_rows(d, index)
-    elif d.cfg.kind == "transcoder" and d.cfg.fill == "error":
-        decoder = _rows(d, slots, covered, index)
+        total = reconstruction(d, decoder, value)
     keep = jnp.ones(tokens.shape[0], resid.dtype).at[0].set(1.0 - jnp.asarray(origin, resid.dtype))
     written = acts[d.cfg.writes]
-    error, outside = _errors(cfg, params, d, decoder, value, reads[d.cfg.reads], written, (slots, covered, post), keep)
+    error, outside = _errors(cfg, params, d, total, reads[d.cfg.reads], written, (slots, covered, post), keep)
     value, factor, valid = value * keep[:, None], factor * keep[:, None], valid & (keep[:, None] > 0)
     n_active = jnp.where(keep > 0, n_active, 0)
     start = jnp.zeros_like(resid) if params.pos_embed is None else params.pos_embed[jnp.arange(tokens.shape[0])]
@@ -354,8 +353,7 @@ def _errors(
     cfg: ModelConfig,
     params: Params,
     d: Transcoders,
-    decoder: Any,
-    value: Array,
+    total: Any,
     read: Array,
     written: Array,
     by_layer: Any,
@@ -371,5 +369,5 @@ def _errors(
         lambda x: mlp_constant(cfg, d, *x) + jnp.zeros((read.shape[1], cfg.d_model), read.dtype),
         (params.blocks, slots, covered, post),
     )
-    error = written - reconstruction(d, decoder, value) - affine - biases
+    error = written - total - affine - biases
     return error * keep[:, None], outside

@@ -48,8 +48,13 @@ ARRAYS_A_CANDIDATE = 8  # of 4 or 8 bytes, that a level holds of each of its pat
 
 @partial(jax.jit, static_argnames=("cfg", "n_slots", "logits"))
 def _freeze(cfg: Any, params: Any, d: Transcoders, ids: Any, n_slots: int | None, logits: bool) -> Frozen:
-    """A frozen prompt without what paths do not read (it is not computed either): constant streams, perhaps logits."""
+    """A frozen prompt without what paths do not read (it is not computed either): constant streams, perhaps logits.
+
+    Of a layer's own decoder paths read few rows, so that they are not kept for all positions.
+    """
     f = freeze(cfg, params, d, ids, n_slots=n_slots)
+    if d.cfg.kind == "transcoder" and d.cfg.fill == "error":
+        f = replace(f, decoder=None)
     said = f.logits if logits else f.logits[:, :0]
     return replace(f, constant=f.constant[:, :0], origin=f.origin[:, :0], logits=said)
 

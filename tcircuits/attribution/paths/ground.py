@@ -161,7 +161,7 @@ def below(
         here = Place(cfg, d, block, *rest)
         out = jnp.where(m < at.top, g, 0.0)
         written = here.written(out)
-        reads, collected = _reads(params, d, frozen, m, t, written, collected)
+        reads, collected = _reads(params, d, frozen, m, here.slot, t, written, collected)
         middle = g + here.skip(written)
         into = jnp.where(m < at.attn, g if cfg.parallel else middle, 0.0)
         parts = (written @ error, written @ mlp_constant, out @ post_bias, into @ attn_constant)
@@ -184,11 +184,16 @@ def below(
     return Below(complete, features, head_reads, heads, from_embed, parts[:, 0].sum(), constants.sum(), size)
 
 
-def _reads(params: Params, d: Transcoders, frozen: Frozen, m: Array, t: Array, written: Array, collected: Any) -> Any:
+def _reads(
+    params: Params, d: Transcoders, frozen: Frozen, m: Array, slot: Array, t: Array, written: Array, collected: Any
+) -> Any:
     """<decoders to layer m, written> of its own features [C]; cross-layer features collect over their outputs."""
-    if frozen.decoder is None:
+    if d.cfg.kind == "neurons":
         assert params.blocks.mlp is not None
         return wide(params.blocks.mlp.w_out[m]) @ written, collected
+    if frozen.decoder is None:
+        assert d.w_dec is not None
+        return wide(d.w_dec[slot, frozen.index[m, t]]) @ written, collected
     if d.cfg.kind != "clt":
         return frozen.decoder[m, t] @ written, collected
 
