@@ -91,7 +91,9 @@ def _dtype() -> str:
 def all_cases(families: list[str], kinds: list[str], length: int) -> list[list[dict[str, Any]]]:
     """Both measurements of every family with every dictionary."""
     pairs = [(f, k) for f in families for k in kinds]
-    return [[balance(f, k, length) for f, k in pairs], [edges(f, k) for f, k in pairs]]
+    balances = [balance(f, k, length) for f, k in pairs]
+    jax.config.update("jax_disable_most_optimizations", True)  # of the rest, compiling is nearly all of the time
+    return [balances, [edges(f, k) for f, k in pairs]]
 
 
 def main(cfg: Config) -> None:

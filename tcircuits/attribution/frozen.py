@@ -18,7 +18,7 @@ from tcircuits.models.forward import Hold, check_length, forward_one, normalised
 from tcircuits.models.params import Mlp, Params
 from tcircuits.numerics import act, act_slope, centre, norm_scale, wide
 from tcircuits.transcoders.config import TranscoderConfig
-from tcircuits.transcoders.dictionary import Transcoders, encode, pair, sparse
+from tcircuits.transcoders.dictionary import Transcoders, encode_once, pair, sparse
 from tcircuits.types import Array, Bool, Float, InputError, Int
 
 
@@ -31,7 +31,9 @@ class Frozen:
         hold: patterns [L, H, T, T] and norm denominators [L, T] ([T] for the final norm).
         index, value: feature number and activation at each layer, position and slot.
         factor: d activation / d pre-activation with gates frozen: 1, or a neuron's slope or gate.
-        decoder: decoder rows of the features in the slots; None for `neurons`, whose rows are the model's own.
+        values: what heads move: value vectors with their biases.
+        decoder: decoder rows of the features in the slots; None for `neurons`, whose rows are the model's own, and
+            where paths read them from the dictionary itself.
         error: what the MLP wrote beyond its features, biases and skip, at the dictionary's site.
         constant: the part of the stream that the MLP of each layer reads, and (last row) that the final norm reads,
             which comes from biases and position embeddings; `origin` the part from the MLPs at position 0 where those
@@ -48,6 +50,7 @@ class Frozen:
     value: Float[Array, "L T C"]
     factor: Float[Array, "L T C"]
     valid: Bool[Array, "L T C"]
+    values: Float[Array, "L T G K"]
     decoder: Float[Array, "P T C D"] | None
     error: Float[Array, "L T D"]
     constant: Float[Array, "L+1 T D"]
@@ -117,14 +120,14 @@ def _pad(x: Float[Array, "T M *X"], n_slots: int) -> Float[Array, "T C *X"]:
 
 
 def _layer_features(cfg: ModelConfig, d: Transcoders, n_slots: int, inputs: Any) -> Any:
-    """Slots, and decoder rows and own reconstruction for non-neuron dictionaries, of one layer."""
+    """Slots of one layer, and decoder rows of features that write to their own layer alone."""
     block, slot, covered, reads, post_scale = inputs
     if d.cfg.kind == "neurons":
         value, factor = neuron_features(cfg, block.mlp, reads["mlp_in"])
         T, M = value.shape
         index = jnp.broadcast_to(jnp.arange(M, dtype=jnp.int32), (T, M))
         return index, value, factor, value != 0, jnp.full(T, M, jnp.int32), None
-    f = jnp.where(covered, encode(d, slot, reads[d.cfg.reads]), 0.0)
+    f = jnp.where(covered, encode_once(d, slot, reads[d.cfg.reads]), 0.0)
     index, value, valid = (_pad(x, n_slots) for x in sparse(f, min(n_slots, d.cfg.d_feature)))
     factor, n_active = jnp.ones_like(value), (f != 0).sum(-1).astype(jnp.int32)
     rows = None
@@ -134,6 +137,12 @@ def _layer_features(cfg: ModelConfig, d: Transcoders, n_slots: int, inputs: Any)
     if d.cfg.fill == "neurons":
         return _filled(cfg, d, block, reads, post_scale, covered, (index, value, factor, valid, n_active, rows))
     return index, value, factor, valid, n_active, rows
+
+
+def _features_and_sum(cfg: ModelConfig, d: Transcoders, n_slots: int, inputs: Any) -> Any:
+    """Slots of one layer, and what its features write to it; rows that nobody keeps are then those of a layer."""
+    found = _layer_features(cfg, d, n_slots, inputs)
+    return found, None if found[-1] is None else jnp.einsum("TCD,TC->TD", found[-1], found[1])
 
 
 def _filled(
@@ -172,9 +181,7 @@ def _cross_layer_rows(d: Transcoders, index: Int[Array, "L T C"]) -> Float[Array
 def reconstruction(
     d: Transcoders, decoder: Float[Array, "P T C D"], value: Float[Array, "L T C"]
 ) -> Float[Array, "L T D"]:
-    """What the features in the slots write, summed from the very rows that attribution reads."""
-    if d.cfg.kind != "clt":
-        return jnp.einsum("LTCD,LTC->LTD", decoder, value)
+    """What cross-layer features in the slots write, summed from the very rows that attribution reads."""
     n = value.shape[0]
     out = [sum(jnp.einsum("TCD,TC->TD", decoder[pair(d.cfg, i, m)], value[i]) for i in range(m + 1)) for m in range(n)]
     return jnp.stack([jnp.asarray(x) for x in out])
@@ -294,7 +301,7 @@ def _freeze(cfg: ModelConfig, params: Params, d: Transcoders, tokens: Array, n_s
     params = jax.tree.map(wide, params)
     middle = "resid_pre" if cfg.parallel else "resid_mid"
     wanted = ("resid_pre", middle, "pattern", "z", "mlp_in", "mlp_raw", "mlp_out", "resid_post", "final_norm")
-    out, _, _ = forward_one(cfg, params, tokens, sites=tuple(dict.fromkeys(wanted)))
+    out, (_, values), _ = forward_one(cfg, params, tokens, sites=tuple(dict.fromkeys(wanted)))
     acts, resid = out.acts, out.acts["resid_post"][-1]
     hold = _held(cfg, acts, params, resid)
     slots, covered = (jnp.asarray(x) for x in coverage(d.cfg))
@@ -306,13 +313,15 @@ def _freeze(cfg: ModelConfig, params: Params, d: Transcoders, tokens: Array, n_s
         "normalized": jax.vmap(lambda x, s: _bare(cfg, params, s, x))(acts[middle], norm2),
         "mlp_in": acts["mlp_in"],
     }
-    features = jax.lax.map(lambda x: _layer_features(cfg, d, n_slots, x), (params.blocks, slots, covered, reads, post))
+    by_layer = (params.blocks, slots, covered, reads, post)
+    features, total = jax.lax.map(lambda x: _features_and_sum(cfg, d, n_slots, x), by_layer)
     index, value, factor, valid, n_active, decoder = features
     if d.cfg.kind == "clt":
         decoder = _cross_layer_rows(d, index)
+        total = reconstruction(d, decoder, value)
     keep = jnp.ones(tokens.shape[0], resid.dtype).at[0].set(1.0 - jnp.asarray(origin, resid.dtype))
     written = acts[d.cfg.writes]
-    error, outside = _errors(cfg, params, d, decoder, value, reads[d.cfg.reads], written, (slots, covered, post), keep)
+    error, outside = _errors(cfg, params, d, total, reads[d.cfg.reads], written, (slots, covered, post), keep)
     value, factor, valid = value * keep[:, None], factor * keep[:, None], valid & (keep[:, None] > 0)
     n_active = jnp.where(keep > 0, n_active, 0)
     start = jnp.zeros_like(resid) if params.pos_embed is None else params.pos_embed[jnp.arange(tokens.shape[0])]
@@ -325,6 +334,7 @@ def _freeze(cfg: ModelConfig, params: Params, d: Transcoders, tokens: Array, n_s
         value,
         factor,
         valid,
+        values,
         decoder,
         error,
         constant,
@@ -344,8 +354,7 @@ def _errors(
     cfg: ModelConfig,
     params: Params,
     d: Transcoders,
-    decoder: Any,
-    value: Array,
+    total: Any,
     read: Array,
     written: Array,
     by_layer: Any,
@@ -361,5 +370,5 @@ def _errors(
         lambda x: mlp_constant(cfg, d, *x) + jnp.zeros((read.shape[1], cfg.d_model), read.dtype),
         (params.blocks, slots, covered, post),
     )
-    error = written - reconstruction(d, decoder, value) - affine - biases
+    error = written - total - affine - biases
     return error * keep[:, None], outside

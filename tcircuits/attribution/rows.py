@@ -79,6 +79,7 @@ def _sliced(frozen: Frozen, n: int) -> Frozen:
         value=frozen.value[:, :n],
         factor=frozen.factor[:, :n],
         valid=frozen.valid[:, :n],
+        values=frozen.values[:, :n],
         decoder=cut(frozen.decoder),
         error=frozen.error[:, :n],
         constant=frozen.constant[:, :n],

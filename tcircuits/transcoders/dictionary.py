@@ -120,6 +120,37 @@ def encode(d: Transcoders, slot: Any, x: Float[Array, "*X D"]) -> Float[Array, "
     return activate(d.cfg, pre, None if d.threshold is None else d.threshold[slot])
 
 
+BLOCK = 1 << 18  # numbers of an encoder that `encode_once` multiplies at once: they stay in a core's cache
+
+
+def encode_once(d: Transcoders, slot: Any, x: Float[Array, "T D"]) -> Float[Array, "T F"]:
+    """`encode` for few vectors and a `slot` that a loop over layers counts, where reading weights is what takes time.
+
+    XLA's CPU backend copies whatever a loop slices out of an array, and the copy of a layer's encoder takes longer than
+    its product with a prompt. Here the loop slices blocks (features n apart, so that shards of features stay where they
+    are). Other backends slice without a copy.
+    """
+    assert d.w_enc is not None, "neurons have no encoder of their own: use attribution.freeze"
+    assert d.b_enc is not None
+    _, F, D = d.w_enc.shape
+    n = F & -F  # the largest power of two that divides it
+    while n > 1 and F // n * D < BLOCK:
+        n //= 2
+    if n == 1:
+        return encode(d, slot, x)
+
+    def blocks(w: Array) -> Array:
+        apart = w.reshape(len(w), F // n, n, D)
+        pre = jax.lax.map(lambda j: jnp.einsum("TD,FD->TF", x, apart[slot, :, j]), jnp.arange(n))
+        return jnp.moveaxis(pre, 0, -1).reshape(len(x), F)
+
+    def whole(w: Array) -> Array:
+        return jnp.einsum("TD,FD->TF", x, w[slot])
+
+    pre = jax.lax.platform_dependent(d.w_enc, cpu=blocks, default=whole) + d.b_enc[slot]
+    return activate(d.cfg, pre, None if d.threshold is None else d.threshold[slot])
+
+
 def sparse(
     f: Float[Array, "*X F"], n_slots: int
 ) -> tuple[Int[Array, "*X C"], Float[Array, "*X C"], Bool[Array, "*X C"]]:

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tcircuits.transcoders import dictionary
 from tcircuits.transcoders.config import TranscoderConfig
 from tcircuits.transcoders.dictionary import (
     Transcoders,
     activate,
     decode,
     encode,
+    encode_once,
     neurons,
     pair,
     reconstruct,
@@ -69,12 +71,13 @@ def value_by_hand(cfg, pre: np.ndarray, j: int, threshold) -> float:
 
 def features_by_hand(d: Transcoders, x: np.ndarray) -> np.ndarray:
     w, b = np.asarray(d.w_enc, np.float64), np.asarray(d.b_enc, np.float64)
-    theta = np.zeros((L, F)) if d.threshold is None else np.asarray(d.threshold, np.float64)
-    out = np.zeros((L, T, F))
+    n = w.shape[1]
+    theta = np.zeros((L, n)) if d.threshold is None else np.asarray(d.threshold, np.float64)
+    out = np.zeros((L, T, n))
     for s in range(L):
         for t in range(T):
-            pre = np.array([sum(w[s, j, i] * float(x[s, t, i]) for i in range(D)) + b[s, j] for j in range(F)])
-            out[s, t] = [value_by_hand(d.cfg, pre, j, theta[s]) for j in range(F)]
+            pre = np.array([sum(w[s, j, i] * float(x[s, t, i]) for i in range(D)) + b[s, j] for j in range(n)])
+            out[s, t] = [value_by_hand(d.cfg, pre, j, theta[s]) for j in range(n)]
     return out
 
 
@@ -107,6 +110,20 @@ def tolerance(dtype):
 def test_encode(name, dtype):
     d, x = make(CONFIGS[name], dtype), inputs(dtype)
     got = jax.jit(lambda d, x: jnp.stack([encode(d, s, x[s]) for s in range(L)]))(d, x)
+    wanted = features_by_hand(d, x)
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got != 0, wanted != 0)
+    np.testing.assert_allclose(got, wanted, **tolerance(dtype))
+
+
+@pytest.mark.parametrize("n_feature", [F, 24])
+@pytest.mark.parametrize("activation", ["relu", "topk", "jumprelu"])
+def test_an_encoder_read_in_blocks(activation, n_feature, dtype, monkeypatch):
+    """Eight blocks of three features each; nine features have no power of two and are read at once."""
+    monkeypatch.setattr(dictionary, "BLOCK", 3 * D)
+    d = make(dataclasses.replace(CONFIGS[f"transcoder {activation}"], d_feature=n_feature), dtype)
+    x = inputs(dtype)
+    got = jax.jit(lambda d, x: jax.lax.map(lambda s: encode_once(d, s, x[s]), jnp.arange(L)))(d, x)
     wanted = features_by_hand(d, x)
     assert got.dtype == dtype
     np.testing.assert_array_equal(got != 0, wanted != 0)

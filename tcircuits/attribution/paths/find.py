@@ -1,6 +1,7 @@
 """From a prompt to its paths: checks, the frozen prompt, the compiled search, the graph."""
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -44,7 +45,20 @@ from tcircuits.types import InputError
 SLOTS = 128  # active features at a position that are expected; where there are more, the prompt is frozen again
 ARRAYS_A_CANDIDATE = 8  # of 4 or 8 bytes, that a level holds of each of its paths' continuations
 
-_freeze = jax.jit(freeze, static_argnames=("cfg", "n_slots"))
+
+@partial(jax.jit, static_argnames=("cfg", "n_slots", "logits"))
+def _freeze(cfg: Any, params: Any, d: Transcoders, ids: Any, n_slots: int | None, logits: bool) -> Frozen:
+    """A frozen prompt without what paths do not read (it is not computed either): constant streams, perhaps logits.
+
+    Of a layer's own decoder paths read few rows, so that they are not kept for all positions.
+    """
+    f = freeze(cfg, params, d, ids, n_slots=n_slots)
+    if d.cfg.kind == "transcoder" and d.cfg.fill == "error":
+        f = replace(f, decoder=None)
+    said = f.logits if logits else f.logits[:, :0]
+    return replace(f, constant=f.constant[:, :0], origin=f.origin[:, :0], logits=said)
+
+
 _root_from = jax.jit(root_from, static_argnums=0)
 _search = jax.jit(search, static_argnames=("cfg", "iterations", "branches", "cap", "positive"))
 
@@ -122,7 +136,7 @@ def _find(
     spec = _checked_target(model, transcoders, target, len(ids))
     d, some = narrowed(model, transcoders, [ids], [False], None, times)
     with times.stage("forward"):
-        frozen = freeze_for_paths(model, d, ids)
+        frozen = freeze_for_paths(model, d, ids, logits=not isinstance(spec, specify.Feature))
         root, node = root_of(model, d, frozen, spec, some)
     if options.bos_source is None:
         options = replace(options, bos_source=not origin_rule(model, ids, Settings(None)))
@@ -170,14 +184,14 @@ def _checked_target(model: Any, transcoders: Any, target: Any, length: int) -> A
     return spec
 
 
-def freeze_for_paths(model: Any, d: Transcoders, ids: np.ndarray) -> Frozen:
+def freeze_for_paths(model: Any, d: Transcoders, ids: np.ndarray, logits: bool = True) -> Frozen:
     """Freeze with every position as nodes; with as many slots as the prompt needs, found out by trying few."""
     most = default_slots(d)
-    frozen = _freeze(model.cfg, model.params, d, ids, n_slots=None if most <= SLOTS else SLOTS)
+    frozen = _freeze(model.cfg, model.params, d, ids, n_slots=None if most <= SLOTS else SLOTS, logits=logits)
     if bool(frozen.overflow):
         needed = min(bucket(int(frozen.n_active.max())), most)
-        frozen = _freeze(model.cfg, model.params, d, ids, n_slots=needed)
-    check_finite(model, frozen)
+        frozen = _freeze(model.cfg, model.params, d, ids, n_slots=needed, logits=logits)
+    check_finite(model, frozen if logits else replace(frozen, logits=frozen.final))
     return frozen
 
 

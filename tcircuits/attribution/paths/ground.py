@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from tcircuits.attribution.frozen import Frozen, coverage, mlp_constant, skip_up
 from tcircuits.attribution.linear import norm_bias, norm_down, norm_up
 from tcircuits.models.config import ModelConfig
-from tcircuits.models.forward import embed, forward_one
+from tcircuits.models.forward import embed
 from tcircuits.models.params import Norm, Params
 from tcircuits.numerics import centre, wide
 from tcircuits.transcoders.dictionary import Transcoders, pair
@@ -34,14 +34,12 @@ class Ground:
 
     Attributes:
         embed: token and position embeddings, the stream before layer 0.
-        values: what heads move: value vectors with their biases, as the forward pass made them.
         attn_constant: what each attention layer writes by b_O and its post-norm's bias.
         mlp_constant: what each MLP's stand-in writes by biases (with a skip also by what it reads of the norm's bias),
             where the dictionary writes; `post_bias` what a post-norm after that adds.
     """
 
     embed: Float[Array, "T D"]
-    values: Float[Array, "L T G K"]
     attn_constant: Float[Array, "L T D"]
     mlp_constant: Float[Array, "L T D"]
     post_bias: Float[Array, "L D"]
@@ -89,10 +87,9 @@ class Below:
 
 
 def ground(cfg: ModelConfig, params: Params, d: Transcoders, frozen: Frozen) -> Ground:
-    """Run the model once more for its value vectors, and collect constants."""
+    """Embeddings, and what layers write by their biases."""
     T = frozen.tokens.shape[0]
     params = jax.tree.map(wide, params)
-    _, (_, values), _ = forward_one(cfg, params, frozen.tokens)
     slots, covered = (jnp.asarray(x) for x in coverage(d.cfg))
     h, nothing = frozen.hold, jnp.zeros((T, cfg.d_model), frozen.value.dtype)
     unit = jnp.ones((cfg.n_layers, T), nothing.dtype)
@@ -109,7 +106,7 @@ def ground(cfg: ModelConfig, params: Params, d: Transcoders, frozen: Frozen) -> 
         return attn, mlp, nothing[0] + after
 
     attn, mlp, after = jax.lax.map(constants, (params.blocks, slots, covered, post1, post2))
-    return Ground(embed(cfg, params, frozen.tokens, jnp.arange(T)), values, attn, mlp, after)
+    return Ground(embed(cfg, params, frozen.tokens, jnp.arange(T)), attn, mlp, after)
 
 
 @dataclass(frozen=True)
@@ -148,25 +145,31 @@ class Place:
         return jnp.einsum("D,HKD->HK", norm_down(self.cfg, self.block.norm1_post, self.post1, g), self.block.attn.w_o)
 
 
-def below(cfg: ModelConfig, params: Params, d: Transcoders, frozen: Frozen, base: Ground, at: Point) -> Below:
-    """All that one point reads. `vmap` it over points."""
+def below(
+    cfg: ModelConfig, params: Params, d: Transcoders, frozen: Frozen, base: Ground, highest: Array, at: Point
+) -> Below:
+    """All that one point reads. `vmap` it over points; layers from `highest` on, which none reads, cost nothing."""
     (L, T, C), h, t = frozen.index.shape, frozen.hold, at.pos
     unit = jnp.ones((L, T), frozen.value.dtype)
     scales = [(unit if x is None else x)[:, t] for x in (h.norm2, h.norm1_post, h.norm2_post)]
     slots, covered = (jnp.asarray(x) for x in coverage(d.cfg))
     blocks = jax.tree.map(wide, params.blocks)
 
-    def step(carry: Any, inputs: Any) -> Any:
+    def read(carry: Any, inputs: Any) -> Any:
         g, collected = carry
         m, block, *rest, error, attn_constant, mlp_constant, post_bias = inputs
         here = Place(cfg, d, block, *rest)
         out = jnp.where(m < at.top, g, 0.0)
         written = here.written(out)
-        reads, collected = _reads(params, d, frozen, m, t, written, collected)
+        reads, collected = _reads(params, d, frozen, m, here.slot, t, written, collected)
         middle = g + here.skip(written)
         into = jnp.where(m < at.attn, g if cfg.parallel else middle, 0.0)
         parts = (written @ error, written @ mlp_constant, out @ post_bias, into @ attn_constant)
         return (middle, collected), (reads, here.heads(into), jnp.stack(parts))
+
+    def step(carry: Any, inputs: Any) -> Any:
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(read, carry, inputs)[1])
+        return jax.lax.cond(inputs[0] < highest, read, lambda carry, _: (carry, nothing), carry, inputs)
 
     by_layer = (frozen.error[:, t], base.attn_constant[:, t], base.mlp_constant[:, t], base.post_bias)
     collected: Any = jnp.zeros((L, C), frozen.value.dtype) if d.cfg.kind == "clt" else ()
@@ -174,18 +177,23 @@ def below(cfg: ModelConfig, params: Params, d: Transcoders, frozen: Frozen, base
     (g, collected), (reads, head_reads, parts) = jax.lax.scan(step, (at.vec, collected), xs, reverse=True)
     complete: Array = collected if d.cfg.kind == "clt" else reads
     features, from_embed = complete * frozen.value[:, t], g @ base.embed[t]
-    heads = _heads(cfg, frozen, base, head_reads, t)
+    heads = _heads(cfg, frozen, head_reads, t)
     constants = jnp.concatenate([parts[:, 1:].ravel(), at.const[None]])
     terms = (features, heads, from_embed, parts[:, 0], constants)
     size = sum((jnp.abs(x).sum() for x in terms), jnp.zeros((), features.dtype))
     return Below(complete, features, head_reads, heads, from_embed, parts[:, 0].sum(), constants.sum(), size)
 
 
-def _reads(params: Params, d: Transcoders, frozen: Frozen, m: Array, t: Array, written: Array, collected: Any) -> Any:
+def _reads(
+    params: Params, d: Transcoders, frozen: Frozen, m: Array, slot: Array, t: Array, written: Array, collected: Any
+) -> Any:
     """<decoders to layer m, written> of its own features [C]; cross-layer features collect over their outputs."""
-    if frozen.decoder is None:
+    if d.cfg.kind == "neurons":
         assert params.blocks.mlp is not None
         return wide(params.blocks.mlp.w_out[m]) @ written, collected
+    if frozen.decoder is None:
+        assert d.w_dec is not None
+        return wide(d.w_dec[slot, frozen.index[m, t]]) @ written, collected
     if d.cfg.kind != "clt":
         return frozen.decoder[m, t] @ written, collected
 
@@ -196,12 +204,10 @@ def _reads(params: Params, d: Transcoders, frozen: Frozen, m: Array, t: Array, w
     return (), jax.lax.fori_loop(0, m + 1, add, collected)
 
 
-def _heads(
-    cfg: ModelConfig, frozen: Frozen, base: Ground, reads: Float[Array, "L H K"], t: Array
-) -> Float[Array, "L H S"]:
+def _heads(cfg: ModelConfig, frozen: Frozen, reads: Float[Array, "L H K"], t: Array) -> Float[Array, "L H S"]:
     """Pattern x <value vector, read> for every head and source."""
     assert frozen.hold.pattern is not None
     L, H, K = reads.shape
     grouped = reads.reshape(L, cfg.n_kv_heads, -1, K)
-    moved = jnp.einsum("LGRK,LSGK->LGRS", grouped, base.values).reshape(L, H, -1)
+    moved = jnp.einsum("LGRK,LSGK->LGRS", grouped, frozen.values).reshape(L, H, -1)
     return moved * frozen.hold.pattern[:, :, t]

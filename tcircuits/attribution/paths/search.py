@@ -192,9 +192,10 @@ def _start(root: Root, rules: Rules, branches: int) -> Beam:
 def _level(s: Search, beam: Beam, number: Array) -> tuple[Beam, Levels]:
     """One level: what its nodes read, and the level after it."""
     B = beam.bound.shape[0]
-    look = partial(below, s.cfg, s.params, s.d, s.frozen, s.base)
-    seen = jax.lax.map(look, beam.point, batch_size=TOGETHER) if B > TOGETHER else jax.vmap(look)(beam.point)
     reading = beam.nodes.alive & (beam.nodes.kind != EMBED)
+    highest = jnp.where(reading, jnp.maximum(beam.point.top, beam.point.attn), 0).max()
+    look = partial(below, s.cfg, s.params, s.d, s.frozen, s.base, highest)
+    seen = jax.lax.map(look, beam.point, batch_size=TOGETHER) if B > TOGETHER else jax.vmap(look)(beam.point)
     seen = jax.tree.map(lambda x: jnp.where(reading.reshape(-1, *[1] * (x.ndim - 1)), x, 0), seen)
     flat = jnp.concatenate([seen.features.reshape(B, -1), seen.heads.reshape(B, -1), seen.embed[:, None]], 1)
     score = flat
