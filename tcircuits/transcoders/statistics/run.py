@@ -129,7 +129,7 @@ def state_bytes(transcoders: Transcoders, top: int = 20, drawn: int = 20, itemsi
 
 @dataclass
 class Pass:
-    """What all steps of a pass share, and for how many active features a token there is room (`most`, which may grow)."""
+    """What all steps of a pass share, and the room for active features by token (`most`, which may grow)."""
 
     model: Model
     d: Transcoders
