@@ -19,6 +19,7 @@ token. Tokens are random, by Zipf's law, in rows of 128.
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -111,7 +112,8 @@ def alone(run: Pass) -> Any:
 
             def slot(last: jax.Array, item: Any) -> tuple[jax.Array, None]:
                 number, x = item
-                return jax.lax.fori_loop(0, len(x), lambda i, _: features(m, params, d, number, number, x[i]), last), None
+                encoded = partial(features, m, params, d, number, number)
+                return jax.lax.fori_loop(0, len(x), lambda i, _: encoded(x[i]), last), None
 
             last = jnp.zeros((x.shape[2], d.cfg.d_feature), x.dtype)
             return jax.lax.scan(slot, last, (jnp.arange(len(x)), x))[0]
