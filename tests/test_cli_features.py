@@ -53,7 +53,7 @@ def cut(*_args, **_options):
     raise CutError
 
 
-def test_a_cut_off_pass_goes_on_and_ends_in_pages_and_files(run, text, tmp_path, monkeypatch):
+def test_a_cut_off_pass_goes_on_and_ends_in_pages_and_files(run, text, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr("tcircuits.view.feature_data.collect", cut)
@@ -85,6 +85,20 @@ def test_a_cut_off_pass_goes_on_and_ends_in_pages_and_files(run, text, tmp_path,
     row, pos = divmod(int(found.token[0, chosen, 0]), 16)
     assert best["tokens"][best["train_token_ind"]] == model.token(int(rows[row][pos]))
     assert max(best["tokens_acts_list"]) == pytest.approx(found.largest[0, chosen], rel=1e-3)
+
+    told = traced(tmp_path / "trace", out, capsys)
+    page = (tmp_path / "trace" / "index.html").read_text()
+    graph = json.loads((tmp_path / "trace" / "graph.json").read_text())
+    n = sum(n["feature_type"] == "cross layer transcoder" and n["layer"] == "1" for n in graph["nodes"])
+    assert page.count('"examples":') == n > 0
+    assert told["page"] == str((tmp_path / "trace" / "index.html").resolve())
+
+
+def traced(out, folder, capsys):
+    """A trace whose page shows the features of a folder."""
+    options = ("--features", str(folder), "--max-features", "60", "--json")
+    assert cli.main(["trace", "From 1772 the strike went on until 17", "--out", str(out), *options]) == 0
+    return json.loads(capsys.readouterr().out)
 
 
 def rows_of(text, model):

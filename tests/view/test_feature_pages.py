@@ -8,11 +8,15 @@ import pytest
 
 from tcircuits.transcoders.statistics.keeping import EMPTY
 from tcircuits.transcoders.statistics.run import feature_statistics
+from tcircuits.transcoders.statistics.viewer_file import FeatureFiles
+from tcircuits.types import InputError
+from tcircuits.view.examples import open_features, with_examples
 from tcircuits.view.feature_data import Texts, collect
 from tcircuits.view.features import write_dashboards
 from tests import bridge
 from tests.transcoders import evaluated
-from tests.view.oracle import HOSTILE
+from tests.view.graphs import node, random_graph
+from tests.view.oracle import HOSTILE, settle
 
 pytestmark = pytest.mark.browser
 
@@ -141,3 +145,36 @@ def test_neighbours_and_arrows_lead_to_other_features(made, opened):
     page.evaluate(f"location.hash = '{made.case.d.cfg.d_feature}'")
     page.wait_for_selector(".detail .empty-page")
     assert "no such feature" in page.inner_text(".detail")
+
+
+def test_the_page_of_a_graph_shows_where_features_are_strongest(made, show):
+    graph, files = random_graph(), FeatureFiles(made.folder)
+    texts, at = [HOSTILE if made.hostile == t else f"word{t}" for t in range(made.case.cfg.d_vocab)], made.feature
+    own = node(f"1_{at}_0", "cross layer transcoder", 1, 0, influence=0.5)
+    graph["nodes"] = [n for n in graph["nodes"] if n["feature_type"] != "cross layer transcoder"] + [own]
+    ids = {n["node_id"] for n in graph["nodes"]}
+    graph["links"] = [e for e in graph["links"] if {e["source"], e["target"]} <= ids]
+    shown = with_examples(graph, files)
+    assert [n for n in shown["nodes"] if "examples" in n] == [shown["nodes"][-1]]
+    assert shown["nodes"][-1]["clerp"] == texts[strongest(made, made.slot, at)[0]] == HOSTILE
+    assert own["clerp"] == ""
+    page = show(shown)
+    page.locator("#node-threshold").fill("1")
+    settle(page)
+    page.locator(f'.nodes [data-key="1_{at}_0"]').click()
+    group = page.locator('section[aria-label="Strongest in the corpus"]')
+    peaks = [number(t) for t in group.locator(".peak").all_inner_texts()]
+    np.testing.assert_allclose(peaks, made.found.value[made.slot, at][: len(peaks)], rtol=6e-3)
+    assert len(peaks) == min(5, made.found.n_active[made.slot, at])
+    assert group.locator(".example").first.locator(".tok.chosen").inner_text() == HOSTILE
+    assert page.evaluate("window.hacked") is None
+
+
+def test_features_of_another_set_are_refused(made):
+    c = bridge.transcoders(made.case.d, "float32").cfg
+    with pytest.warns(UserWarning, match="was made for transcoders"):
+        assert open_features(made.folder, c, "another set").layers == c.layers
+    with pytest.raises(InputError, match="give the folder that `tcircuits features` wrote for them"):
+        open_features(made.folder, dataclasses.replace(c, d_feature=c.d_feature + 1), "")
+    with pytest.raises(InputError, match="has no features/index"):
+        open_features(made.folder / "nowhere", c, "")
