@@ -47,6 +47,8 @@ class Trace:
     """Edges in the page and in the viewers' JSON at most, the strongest ones; graph.npz has all that pruning kept."""
     slug: str = "graph"
     """Name of the viewers' JSON file."""
+    features: Path | None = None
+    """What `tcircuits features --out` wrote for these transcoders: the page shows where features are strongest."""
     json: bool = False
     """Print one JSON object instead of tables."""
 
@@ -129,6 +131,7 @@ def trace(cfg: Trace) -> None:
     from tcircuits.attribution.summary import summary
     from tcircuits.parallel import is_lead
     from tcircuits.transcoders.presets import usual_set
+    from tcircuits.view.examples import open_features
     from tcircuits.view.terminal import STAGES, progress, show_trace
 
     times = tc.Timings()
@@ -138,6 +141,7 @@ def trace(cfg: Trace) -> None:
         specify.check(model, targets, cfg.position, len(tokens))
         load = tc.open_transcoders if cfg.lazy else tc.load_transcoders
         transcoders = load(cfg.transcoders or usual_set(cfg.model), model=model, **choices)
+        examples = None if cfg.features is None else open_features(cfg.features, transcoders.cfg, transcoders.source)
     with progress("rows", not cfg.json) as bar:
         graph = tc.attribute(
             model,
@@ -154,7 +158,7 @@ def trace(cfg: Trace) -> None:
         found = summary(graph)
     with times.stage("write"):
         words = promoted(model, transcoders, graph)
-        page = write_trace(cfg, graph, words) if is_lead() else cfg.out
+        page = write_trace(cfg, graph, words, examples) if is_lead() else cfg.out
     times["attribute"] = times.get("attribute", 0.0) + times.pop("select", 0.0)
     found["seconds"] = {s: round(times.get(s, 0.0), 3) for s in STAGES}
     found["page"] = str(page)
@@ -166,14 +170,17 @@ def trace(cfg: Trace) -> None:
         show_trace(graph, found, str(page), words)
 
 
-def write_trace(cfg: Trace, graph: Any, words: dict[int, Any]) -> Path:
+def write_trace(cfg: Trace, graph: Any, words: dict[int, Any], examples: Any = None) -> Path:
     """The files of a trace; the page last, so that it never shows a graph that is not there."""
     import tcircuits as tc
+    from tcircuits.view.examples import with_examples
 
     cfg.out.mkdir(parents=True, exist_ok=True)
     tc.save_graph(graph.compact(), cfg.out / "graph.npz")
     options = {"slug": cfg.slug, "max_edges": cfg.page_edges, "promoted": words}
     shown = graph.to_viewer_json(cfg.out / f"{cfg.slug}.json", **options)
+    if examples is not None:
+        shown = with_examples(shown, examples)
     return tc.write_page(shown, cfg.out / "index.html").resolve()
 
 

@@ -27,6 +27,7 @@ from tcircuits.transcoders.statistics.keeping import (
 from tcircuits.transcoders.statistics.neighbours import nearest
 from tcircuits.transcoders.statistics.result import load_statistics
 from tcircuits.transcoders.statistics.run import feature_statistics, only_layers
+from tcircuits.transcoders.statistics.sparse import marked, nth
 from tcircuits.transcoders.statistics.viewer_file import FeatureFiles, write_features
 from tcircuits.types import InputError
 from tests import bridge
@@ -144,7 +145,7 @@ def test_quantiles_are_within_a_bin_of_the_true_ones():
 def test_batches_and_slots_change_nothing(monkeypatch):
     c = evaluated.case("gpt2", "plt-relu", n_rows=7)
     whole = feature_statistics(*both(c), c.rows, top=4, drawn=3, batch=7, parts=1)
-    monkeypatch.setattr(run, "SLOTS", 1)  # a token has more: steps are repeated
+    monkeypatch.setattr(run, "SLOTS", 1)  # a batch has more: steps are repeated
     monkeypatch.setattr(state, "FEW", 5)  # candidates are sorted in many rounds
     for batch, parts in ((1, 1), (2, 3)):
         again = feature_statistics(*both(c), c.rows, top=4, drawn=3, batch=batch, parts=parts)
@@ -172,7 +173,7 @@ def test_the_strongest_of_many_with_ties():
 def test_sums_do_not_drift_over_many_batches():
     keeping, key = Keeping(1, 1), jnp.asarray(feature_keys([0], 1, 0)[0])
     one = jax.tree.map(lambda a: a[0], state.empty(keeping, 1, 1, jnp.float32))
-    value, index, token = jnp.full((1, 1), 0.1), jnp.zeros((1, 1), jnp.int32), jnp.zeros(1, jnp.uint32)
+    value, index, token = jnp.full((1, 1), 0.1), jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1), jnp.uint32)
 
     @jax.jit
     def many(one):
@@ -199,9 +200,8 @@ def test_what_is_drawn_is_a_fair_sample():
     keys = feature_keys([0], F, 0)[0]
     one = jax.tree.map(lambda a: a[0], state.empty(Keeping(1, Q), 1, F, jnp.float32))
     index = np.broadcast_to(np.arange(F, dtype=np.int32), (n, F))
-    done = jax.jit(state.add)(
-        one, jnp.asarray(keys), jnp.ones((n, F)), jnp.asarray(index), jnp.arange(n, dtype=jnp.uint32)
-    )
+    token = jnp.broadcast_to(jnp.arange(n, dtype=jnp.uint32)[:, None], (n, F))
+    done = jax.jit(state.add)(one, jnp.asarray(keys), jnp.ones((n, F)), jnp.asarray(index), token)
     drawn = token_of(np.asarray(done.drawn), keys[:, None])
     hits = np.bincount(drawn[drawn != EMPTY], minlength=n)
     assert hits.sum() > 0.99 * F * Q  # a part of 40 / 5 tokens is hardly ever empty
@@ -394,3 +394,13 @@ def test_bad_input():
         run.check_layers(d, (0, 9))
     some = only_layers(d, (1,))
     np.testing.assert_array_equal(feature_statistics(model, some, c.rows).value[0], found.value[1])
+
+
+@pytest.mark.parametrize(("shape", "share"), [((7, 70), 0.1), ((1, 300), 0.9), ((5, 64), 1.0), ((4, 32), 0.0)])
+def test_marks_list_what_is_true_row_by_row(shape, share):
+    on = np.random.default_rng(0).random(shape) < share
+    marks = marked(jnp.asarray(on))
+    row, column = nth(marks, jnp.arange(on.size))
+    n = int(marks.n)
+    assert n == on.sum()
+    np.testing.assert_array_equal(np.stack([row, column])[:, :n], np.nonzero(on))

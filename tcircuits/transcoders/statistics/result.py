@@ -196,3 +196,16 @@ def load_statistics(path: Path) -> Statistics:
     if wrong:
         raise InputError(f"{path} is damaged: {', '.join(wrong)} are not for {shape[0]} layers of {shape[1]} features")
     return found
+
+
+def origin(path: Path) -> str:
+    """Where the dictionaries came from that saved statistics are of; reads nothing else.
+
+    Raises:
+        InputError: another file, or a damaged one.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return str(json.loads(str(file["about"]))["dictionary"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as problem:
+        raise InputError(f"{path} cannot be read as statistics of features: {problem}") from None

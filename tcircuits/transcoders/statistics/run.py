@@ -36,7 +36,7 @@ from tcircuits.transcoders.statistics.step import Places, places, step
 from tcircuits.transcoders.training.identity import fingerprint
 from tcircuits.types import InputError
 
-SLOTS = 128  # active features of a token that there is room for at first; doubled where a token has more
+SLOTS = 128  # active features that there is room for at first, by token; doubled where a part of a step has more
 LARGEST = 2**31 - 1  # tokens: they are numbered, and counted, in 32 bits
 
 
@@ -129,7 +129,7 @@ def state_bytes(transcoders: Transcoders, top: int = 20, drawn: int = 20, itemsi
 
 @dataclass
 class Pass:
-    """What all steps of a pass share, and how many slots a token has (`most`, which may grow)."""
+    """What all steps of a pass share, and the room for active features by token (`most`, which may grow)."""
 
     model: Model
     d: Transcoders
@@ -184,7 +184,7 @@ class Pass:
         return jax.jit(partial(empty, self.keeping, n, f, shapes.total.dtype), out_shardings=where)()
 
     def step(self, state: State, first: int) -> State:
-        """The state after the rows from `first` on; the step is repeated with more slots where a token had too few."""
+        """The state after the rows from `first` on; the step is repeated with more room where there was too little."""
         size = self.batch * self.parts
         rows = np.asarray(self.text.read(first, min(size, self.text.n - first)), np.int32)
         rows = np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), 0)])

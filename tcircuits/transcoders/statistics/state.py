@@ -1,8 +1,8 @@
 """The state of a pass: what was seen of every feature of every layer so far, and how a batch is added to it.
 
-A batch comes as slots: for each token the values and numbers of its active features (value 0: an empty slot). All
-figures but `total` are the same however the corpus is cut into batches; `total` is so up to rounding, which is carried
-along (Kahan 1965) so that it does not grow with the number of batches.
+A batch comes as a list of activations: value (0: an empty place), feature and token, in any order. All figures but
+`total` are the same however the corpus is cut into batches; `total` is so up to rounding, which is carried along (Kahan
+1965) so that it does not grow with the number of batches.
 """
 
 from dataclasses import dataclass, replace
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from tcircuits.models.params import ArraySpec
 from tcircuits.transcoders.statistics.keeping import EMPTY, N_BINS, Keeping, edges, priority
+from tcircuits.transcoders.statistics.sparse import marked, nth
 from tcircuits.types import Array, Float, Int
 
 FEW = 65_536  # candidates that are sorted at once
@@ -65,13 +66,13 @@ def empty(keeping: Keeping, n_slots: int, n_features: int, dtype: Any) -> State:
 
 
 def add(
-    one: State, key: Int[Array, " F"], value: Float[Array, "N C"], index: Int[Array, "N C"], token: Int[Array, " N"]
+    one: State, key: Int[Array, " F"], value: Float[Array, "N C"], index: Int[Array, "N C"], token: Int[Array, "N C"]
 ) -> State:
     """The state of one slot (its arrays without their first axis) after a batch."""
     F = len(key)
-    feature = jnp.where(value != 0, index, F).ravel()  # an index beyond the last is dropped by every scatter
-    value, token = value.ravel(), jnp.repeat(token, index.shape[1])
-    drawn = priority(token, key[index.ravel()])
+    value, index, token = value.ravel(), index.ravel(), token.ravel()
+    feature = jnp.where(value != 0, index, F)  # an index beyond the last is dropped by every scatter
+    drawn = priority(token, key[index])
     bin_ = jnp.searchsorted(edges(value.dtype), value, side="right")
     part = jnp.zeros_like(one.total).at[feature].add(value, mode="drop") - one.lost
     total = one.total + part
@@ -96,27 +97,26 @@ def strongest(
     value: Float[Array, " M"],
     token: Int[Array, " M"],
 ) -> tuple[Float[Array, "F K"], Int[Array, "F K"]]:
-    """The strongest K of each feature, of those kept and of a batch in the order of its tokens; the earlier of equals.
+    """The strongest K of each feature, of those kept and of a batch of later tokens; the earlier of equals.
 
     Only candidates that beat what is kept are sorted, `FEW` at a time: after a few batches there are not many.
     """
     F, M = len(kept), len(value)
     few = min(FEW, M)
     better = (feature < F) & (value > kept[jnp.minimum(feature, F - 1), -1])
-    n, number = jnp.sum(better), jnp.arange(M)
-    place = jnp.where(better, jnp.cumsum(better) - 1, M + few)
-    where = jnp.zeros(M + few, number.dtype).at[place].set(number, mode="drop")
+    marks = marked(better[None])
 
     def more(carried: tuple[Array, ...]) -> Array:
-        return carried[0] < n
+        return carried[0] < marks.n
 
     def step(carried: tuple[Array, ...]) -> tuple[Array, ...]:
         first, kept, tokens = carried
-        at = jax.lax.dynamic_slice(where, (first,), (few,))
-        real = jnp.where(first + jnp.arange(few) < n, feature[at], F)
+        number = first + jnp.arange(few, dtype=first.dtype)
+        _, at = nth(marks, number)
+        real = jnp.where(number < marks.n, feature[at], F)
         return first + few, *merged(kept, tokens, *ranked(real, value[at], token[at], kept.shape))
 
-    _, kept, tokens = jax.lax.while_loop(more, step, (jnp.zeros_like(n), kept, tokens))
+    _, kept, tokens = jax.lax.while_loop(more, step, (jnp.zeros_like(marks.n), kept, tokens))
     return kept, tokens
 
 

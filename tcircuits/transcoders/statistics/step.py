@@ -1,11 +1,11 @@
 """One compiled step of a pass: the model runs over a batch of rows, every dictionary encodes it, the state takes it in.
 
-Dense features [tokens, F] of one slot exist for one part of the batch at a time; what leaves it are the active features
-of each token, at most `most` of them. Where a token has more, `full` says so and the caller repeats the step with a
+Dense features [tokens, F] of one slot exist for one part of the batch at a time; what leaves it is a list of those that
+are on, `most` for each token on average. Where a part has more, `full` says so and the caller repeats the step with a
 larger `most`: nothing is lost.
 
-On a mesh rows are spread over "data" and features over "model". Each device picks the active ones of its own features
-and keeps its own features' state; the picks of all rows go to all devices of the data axis.
+On a mesh rows are spread over "data" and features over "model". Each device lists what is on of its own rows and
+features, and keeps its own features' state; the lists of all rows go to all devices of the data axis.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.params import Params
-from tcircuits.transcoders.config import TranscoderConfig
 from tcircuits.transcoders.dictionary import Transcoders
 from tcircuits.transcoders.evaluation.replacement import features
+from tcircuits.transcoders.statistics.sparse import marked, nth
 from tcircuits.transcoders.statistics.state import State, add
 from tcircuits.transcoders.training.harvest import buffers
 from tcircuits.types import Array, Bool, Float, Int
@@ -55,20 +55,19 @@ def places(mesh: Mesh | None, rows: int, n_features: int) -> Places | None:
     )
 
 
-def signed(c: TranscoderConfig) -> bool:
-    """Whether features may have negative values."""
-    return c.kind == "neurons" or c.signed_topk or c.activation == "jumprelu"
-
-
 def picked(
-    c: TranscoderConfig, most: int, f: Float[Array, "N F"]
-) -> tuple[Float[Array, "N C"], Int[Array, "N C"], Bool[Array, "N 1"]]:
-    """The active features of each token: value (0: empty), number, and whether there may be more of them."""
-    n = min(most, f.shape[1])
-    value, index = jax.lax.top_k(jnp.abs(f) if signed(c) else f, n)
-    value = jnp.take_along_axis(f, index, 1) if signed(c) else value
-    bound = f.shape[1] if c.k is None else min(c.k, f.shape[1])
-    return value, index, (value[:, -1:] != 0) & (n < bound)
+    most: int, f: Float[Array, "N F"], token: Int[Array, " N"], counts: Bool[Array, " N"]
+) -> tuple[Float[Array, "1 C"], Int[Array, "1 C"], Int[Array, "1 C"], Bool[Array, "1 1"]]:
+    """What is on: value (0: an empty place), feature, token; and whether there is more than `most` a token."""
+    N, F = f.shape
+    if most >= F:
+        row, feature = jnp.divmod(jnp.arange(N * F), F)
+        value, full = jnp.where(counts[:, None], f, 0).ravel(), jnp.zeros((), bool)
+    else:
+        marks, number = marked((f != 0) & counts[:, None]), jnp.arange(N * most)
+        row, feature = nth(marks, number)
+        value, full = jnp.where(number < marks.n, f[row, feature], 0), marks.n > N * most
+    return value[None], feature[None], token[row][None], full[None, None]
 
 
 @partial(jax.jit, static_argnames=("cfg", "most", "on", "precision"))
@@ -86,7 +85,7 @@ def step(
     on: Places | None = None,
     precision: str = "highest",
 ) -> tuple[State, Bool[Array, ""]]:
-    """The state after a batch, and whether a token had more active features than there were slots.
+    """The state after a batch, and whether a part of it had more active features than there were places.
 
     Args:
         cfg: the model's sizes (static).
@@ -97,43 +96,46 @@ def step(
         tokens: rows, in Q parts that are encoded one after the other.
         first: number of the first row.
         end: rows from this number on only fill the batch.
-        most: slots of a token (static).
+        most: places for active features, by token (static).
         on: the mesh (static).
         precision: of matrix products (static).
     """
     Q, R, T = tokens.shape
     number = (first + jnp.arange(Q * R, dtype=jnp.uint32))[:, None]
-    token = (number * jnp.uint32(T) + jnp.arange(1, T, dtype=jnp.uint32)).ravel()
-    counts = jnp.broadcast_to(number < end, (Q * R, T - 1)).reshape(Q, -1, 1)
+    token = (number * jnp.uint32(T) + jnp.arange(1, T, dtype=jnp.uint32)).reshape(Q, -1)
+    counts = jnp.broadcast_to(number < end, (Q * R, T - 1)).reshape(Q, -1)
     with jax.default_matmul_precision(precision):
         x = buffers(cfg, params, (d.cfg.reads,), d.cfg.layers, tokens)[d.cfg.reads]
         x = x.reshape(len(x), Q, R * (T - 1), -1)
 
         def slot(full: Array, item: Any) -> tuple[Array, State]:
             number, layer, key, one, x = item
-            value, index, more = jax.lax.map(lambda part: _picks(cfg, params, d, layer, number, most, on, part), x)
-            value = jnp.where(counts, value, 0)
-            return full | jnp.any(more & counts), _added(on, one, key, value, index, token)
+
+            def part(item: Any) -> tuple[Array, ...]:
+                x, token, counts = item
+                return _picks(on, most, features(cfg, params, d, layer, number, x), token, counts)
+
+            *picks, more = jax.lax.map(part, (x, token, counts))
+            return full | jnp.any(more), _added(on, one, key, *picks)
 
         slots = jnp.arange(len(d.cfg.layers)), jnp.asarray(d.cfg.layers)
         full, state = jax.lax.scan(slot, jnp.zeros((), bool), (*slots, keys, state, x))
     return state, full
 
 
-def _picks(
-    cfg: ModelConfig, params: Params, d: Transcoders, layer: Array, slot: Array, most: int, on: Places | None, x: Array
-) -> tuple[Array, Array, Array]:
-    f = features(cfg, params, d, layer, slot, x)
-    pick = partial(picked, d.cfg, most)
+def _picks(on: Places | None, most: int, f: Array, token: Array, counts: Array) -> tuple[Array, ...]:
+    """`picked` on each device; lists [data, model x C]."""
+    pick = partial(picked, most)
     if on is None:
-        return pick(f)
-    where = PartitionSpec(on.rows, on.features)
-    return on.over(pick, where, (where, where, where))(on.put(f, on.rows, on.features))
+        return pick(f, token, counts)
+    rows, both = PartitionSpec(on.rows), PartitionSpec(on.rows, on.features)
+    return on.over(pick, (both, rows, rows), (both,) * 4)(on.put(f, on.rows, on.features), token, counts)
 
 
-def _added(on: Places | None, one: State, key: Array, value: Array, index: Array, token: Array) -> State:
-    value, index = (a.reshape(-1, a.shape[-1]) for a in (value, index))
+def _added(on: Places | None, one: State, key: Array, *picks: Array) -> State:
+    """`add` on each device, of the lists [Q, data, model x C] of all parts and rows."""
+    lists = [a.reshape(-1, a.shape[-1]) for a in picks]
     if on is None:
-        return add(one, key, value, index, token)
-    own, picks = PartitionSpec(on.features), PartitionSpec(None, on.features)
-    return on.over(add, (own, own, picks, picks, PartitionSpec()), own)(one, key, value, index, token)
+        return add(one, key, *lists)
+    own, listed = PartitionSpec(on.features), PartitionSpec(None, on.features)
+    return on.over(add, (own, own, listed, listed, listed), own)(one, key, *lists)

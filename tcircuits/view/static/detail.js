@@ -173,6 +173,19 @@ function vocabularySection(node) {
   );
 }
 
+/** Where a feature is strongest in a corpus, from `tcircuits features`. */
+function examplesSection(node) {
+  const list = Array.isArray(node.raw.examples) ? node.raw.examples : [];
+  if (!list.length) return null;
+  const largest = Math.max(1e-30, ...list.map(([, values, chosen]) => Math.abs(values[chosen])));
+  return html(
+    "section",
+    { className: "examples", "aria-label": "Strongest in the corpus" },
+    html("h3", {}, "Strongest in the corpus"),
+    ...list.map(([tokens, values, chosen]) => exampleElement(tokens, values, chosen, largest)),
+  );
+}
+
 const FACTS = [
   ["Activation", (node) => node.activation, formatNumber, "The node's value on this prompt"],
   [
@@ -299,6 +312,7 @@ function detailContent(graph, state, view, cell, actions) {
       nodeHeading(graph, state, node, actions),
       factList(graph, node),
       vocabularySection(node),
+      examplesSection(node),
       linkSection(graph, state, view, node, "input", actions),
       linkSection(graph, state, view, node, "output", actions),
     ];

@@ -82,35 +82,16 @@ function nearSection(data, detail) {
   );
 }
 
-/** One example: its activation, and the text around it, shaded by activation. */
+/** One example of this page's data: a row of text, a position in it, and the activations around that. */
 function exampleLine(data, [row, pos, flat], largest) {
-  const values = new Map();
-  for (let k = 0; k < flat.length; k += 2) values.set(pos + flat[k], flat[k + 1]);
+  const around = new Map();
+  for (let k = 0; k < flat.length; k += 2) around.set(pos + flat[k], flat[k + 1]);
   const tokens = data.rows[row];
   const from = Math.max(0, pos - data.width);
   const to = Math.min(tokens.length, pos + data.width + 1);
-  const line = html("span", { className: "line", dir: "auto" });
-  if (from > 0) line.append(html("span", { className: "mark" }, "… "));
-  for (let p = from; p < to; p++) {
-    const value = values.get(p) ?? 0;
-    const token = html("bdi", { className: "tok", dir: "auto" }, ...plainToken(wordOf(data, tokens[p])));
-    if (value) {
-      token.classList.add("on");
-      token.style.setProperty("--part", `${(100 * clamp(Math.abs(value) / largest, 0.08, 1)).toFixed(0)}%`);
-      token.title = `${tokenText(wordOf(data, tokens[p]))}  ${formatNumber(value)}`;
-    }
-    if (p === pos) token.classList.add("chosen");
-    line.append(token);
-  }
-  if (to < tokens.length) line.append(html("span", { className: "mark" }, " …"));
-  return html("div", { className: "example" }, html("span", { className: "peak" }, formatNumber(values.get(pos) ?? 0)), line);
-}
-
-/** A token as running text: spaces as they are, everything that cannot be seen as marks. */
-function plainToken(token) {
-  const text = visible(token);
-  const parts = text.split(/(⏎|␍|⇥|⟨[0-9A-F]{4,6}⟩)/);
-  return parts.filter((p) => p !== "").map((p, k) => (k % 2 || /^(⏎|␍|⇥|⟨)/.test(p) ? html("span", { className: "mark" }, p) : p));
+  const texts = tokens.slice(from, to).map((token) => wordOf(data, token));
+  const values = texts.map((_, k) => around.get(from + k) ?? 0);
+  return exampleElement(texts, values, pos - from, largest, { before: from > 0, after: to < tokens.length });
 }
 
 function exampleSections(data, detail, largest) {

@@ -98,3 +98,28 @@ function formatCount(n) {
 function clamp(x, low, high) {
   return Math.min(high, Math.max(low, x));
 }
+
+/** A token as running text: spaces as they are, everything that cannot be seen as marks. */
+function plainToken(token) {
+  const text = visible(token);
+  const parts = text.split(/(⏎|␍|⇥|⟨[0-9A-F]{4,6}⟩)/);
+  return parts.filter((p) => p !== "").map((p, k) => (k % 2 || /^(⏎|␍|⇥|⟨)/.test(p) ? html("span", { className: "mark" }, p) : p));
+}
+
+/** An example of a feature: its activation, and the text around it, shaded by activation. */
+function exampleElement(texts, values, chosen, largest, { before = false, after = false } = {}) {
+  const line = html("span", { className: "line", dir: "auto" });
+  if (before) line.append(html("span", { className: "mark" }, "… "));
+  texts.forEach((text, k) => {
+    const token = html("bdi", { className: "tok", dir: "auto" }, ...plainToken(text));
+    if (values[k]) {
+      token.classList.add("on");
+      token.style.setProperty("--part", `${(100 * clamp(Math.abs(values[k]) / largest, 0.08, 1)).toFixed(0)}%`);
+      token.title = `${tokenText(text)}  ${formatNumber(values[k])}`;
+    }
+    if (k === chosen) token.classList.add("chosen");
+    line.append(token);
+  });
+  if (after) line.append(html("span", { className: "mark" }, " …"));
+  return html("div", { className: "example" }, html("span", { className: "peak" }, formatNumber(values[chosen])), line);
+}
