@@ -49,11 +49,8 @@ def strongest(graph: tc.PathGraph, level: int, n: int) -> dict[tuple[str, ...], 
 
 def compared(cfg: Config, model: tc.Model, d: tc.Transcoders, example: grammars.Example) -> list[list[float]]:
     """By level: share of the strongest paths that the narrow beam finds, and of their contribution."""
-    tokens, tokenizer = model.encode(example.prompt), model.tokenizer
-    assert tokenizer is not None
-    words = (example.answer, example.distractor)
-    right, wrong = (int(tokenizer.backend.encode(w, add_special_tokens=False).ids[0]) for w in words)
-    options: Any = {"target": tc.Difference(right, wrong), "iterations": cfg.iterations}
+    tokens = model.encode(example.prompt)
+    options: Any = {"target": tc.Difference(example.answer, example.distractor), "iterations": cfg.iterations}
     narrow, wide = (tc.find_paths(model, d, tokens, branches=b, **options) for b in (cfg.branches, cfg.wide))
     out = []
     for level in range(1, cfg.iterations + 1):

@@ -64,13 +64,20 @@ def place(position: int, length: int) -> int:
 
 
 def token_id(model: Any, token: int | str) -> int:
-    """The id of a target token.
+    """The id of a target token: of the one that reads exactly so, else of the one that the text becomes.
+
+    Tokenizers that put a space before a text have " 95" for "95", which is not what follows "17".
 
     Raises:
         InputError: an id outside the vocabulary, or a text that is not exactly one token.
     """
     if isinstance(token, str):
         ids = model.encode(token)
+        if len(ids) == 1 and model.token(ids[0]) == token:
+            return int(ids[0])
+        exact = next((i for i in range(model.cfg.d_vocab) if model.token(i) == token), None)
+        if exact is not None:
+            return exact
         if len(ids) != 1:
             parts = ", ".join(repr(model.token(i)) for i in ids)
             raise InputError(
