@@ -128,7 +128,7 @@ def encode_once(d: Transcoders, slot: Any, x: Float[Array, "T D"]) -> Float[Arra
 
     XLA's CPU backend copies whatever a loop slices out of an array, and the copy of a layer's encoder takes longer than
     its product with a prompt. Here the loop slices blocks (features n apart, so that shards of features stay where they
-    are). Other backends slice without a copy.
+    are). Other backends multiply a layer at once.
     """
     assert d.w_enc is not None, "neurons have no encoder of their own: use attribution.freeze"
     assert d.b_enc is not None
