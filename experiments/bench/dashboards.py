@@ -4,12 +4,15 @@
 
 A random model with the shape of GPT-2 small, and random ReLU transcoders of 24,576 features in each of its 12 layers,
 float32. Encoders are random; each feature's bias puts its density where that of a trained transcoder could be: one in
-ten is dead, one in seven dense (log10 about -1.8), the rest sparse (about -3.2), scaled so that about 70 are on for a
-token. Tokens are random, by Zipf's law, in rows of 128.
+ten is dead, one in seven dense (log10 about -1.8), the rest sparse (about -3.2), scaled so that 60 would be on for a
+token were pre-activations normal; they are not quite, so more are (`l0`). Tokens are random, by Zipf's law, in rows of
+128.
 
 - `pass` runs `feature_statistics`' own steps over all tokens. `alone` is one program that runs the model and encodes
   all features in the same batches and precision, and does nothing with them; it is timed on every second batch,
-  between the steps of the pass, and scaled to all tokens. `ratio` is pass over alone.
+  between the steps of the pass, and scaled to all tokens. `ratio` is pass over alone; the pass includes the step that
+  is compiled anew and repeated where a part has more active features than there is room for (`room`: by token, at the
+  end), which on a corpus this short is a large share of it.
 - `first` and `last` are the ratios of the first and the last quarter of the steps: the first batches fill the lists.
 - `one_feature` is the reference's way, one pass for each feature: the model up to its layer and one column of the
   encoder, timed for the middle layer on some batches. It is fairer than the reference, which encodes all features of
@@ -58,7 +61,7 @@ class Config:
     features: int = 24_576
     """Features of a layer."""
     active: float = 60.0
-    """Features that should be on for a token; pre-activations are not quite normal, so about 70 are (`l0`)."""
+    """Features that should be on for a token; more are (`l0`), as pre-activations are not quite normal."""
     batch: int = 8
     """Rows that are encoded at once."""
     parts: int = 4
