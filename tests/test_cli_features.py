@@ -53,6 +53,7 @@ def cut(*_args, **_options):
     raise CutError
 
 
+@pytest.mark.slow  # a pass, its files and pages, and a trace with them: three programs of the whole model
 def test_a_cut_off_pass_goes_on_and_ends_in_pages_and_files(run, text, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:

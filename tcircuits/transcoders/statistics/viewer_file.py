@@ -6,15 +6,21 @@
 | field of a record | holds |
 |---|---|
 | transcoder_id, index | layer, and number of the feature |
-| examples_quantiles | groups `quantile_name`, `examples`, each `tokens`, `tokens_acts_list`, `train_token_ind` (which of the tokens it is about), `is_repeated_datapoint` |
+| examples_quantiles | groups: `quantile_name` and `examples` |
 | top_logits, bottom_logits | tokens that it promotes and suppresses most |
 | act_min, act_max | smallest and largest activation |
 | quantile_values, histogram | quantiles 0, 1/20, ..., 1 of its activations; counts |
 | activation_frequency | share of positions where it is on |
 
+| field of an example | holds |
+|---|---|
+| tokens, tokens_acts_list | texts of tokens, and the activation at each |
+| train_token_ind | which of the tokens it is about |
+| is_repeated_datapoint | whether an earlier group has it too |
+
 A viewer reads the index and then one record by its offsets. Files of others are read too: lengths are checked against
 offsets and file, decompressed sizes have a cap, and nothing but JSON is in them. Records compressed by zlib are read.
-"""  # noqa: E501
+"""
 
 import gzip
 import json
