@@ -217,7 +217,16 @@ def paper_rows() -> list[Row]:
     what = f"search of {f['n_paths']} paths in a random model of GPT-2 small's shape, 24,576 features a layer"
     text = f"{s['ours']['seconds']:.2f} s; the reference algorithm {s['reference']['seconds']:.1f} s "
     text += f"({r['reference']:.1f}x), with activations cached {s['cached']['seconds']:.2f} s ({r['cached']:.2f}x)"
-    return [*rows, (what, text, "experiments.bench.paths")]
+    rows.append((what, text, "experiments.bench.paths"))
+    d = read("bench_dashboards")["figures"]
+    what = f"statistics of all {d['features']:,} features of that shape in one pass, {d['l0']:.0f} of a layer on"
+    text = f"{d['ratio']:.2f}x the time of forward and encoding alone, {d['tokens_per_second']:.0f} tokens a second, "
+    text += f"{d['tokens']:,} tokens, peak {d['peak_gb']:.1f} GB"
+    rows.append((what, text, "experiments.bench.dashboards"))
+    g = read("greedy_paths")["figures"]["found"]
+    what = "of the 15 strongest paths of 1, 2, 3, 4 nodes that a beam of 1,500 finds, found by a beam of 15"
+    text = ", ".join(f"{100 * g[f'level_{i}']['value']:.0f} %" for i in range(1, 5))
+    return [*rows, (what, text, "experiments.greedy_paths")]
 
 
 def study_rows() -> list[Row]:
