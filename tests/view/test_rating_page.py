@@ -57,7 +57,7 @@ def test_ratings_by_key_and_click_are_saved(page):
 
 
 def test_text_is_shown_as_text_and_shaded(page):
-    tokens = page.query_selector_all(".examples .example:first-of-type .tok")
+    tokens = page.query_selector_all(".examples .passage:first-of-type .tok")
     assert [t.evaluate("e => getComputedStyle(e).getPropertyValue('--part')") for t in tokens] == ["", "50%", "100%"]
     assert "chosen" in tokens[2].get_attribute("class")
     assert "<script>" in tokens[2].inner_text() or "onerror" in tokens[2].inner_text()

@@ -45,7 +45,7 @@ function rate(rating) {
 }
 
 function exampleLine([words, parts, chosen]) {
-  const line = html("p", { className: "example", dir: "auto" });
+  const line = html("p", { className: "passage", dir: "auto" });
   words.forEach((word, i) => {
     const token = html("bdi", { className: "tok", dir: "auto" }, visible(data.words[word]));
     if (parts[i] > 0) {
