@@ -84,6 +84,7 @@ def test_perturbation_compares_every_source_and_target():
     assert 0 < found["products_gap"] < 8 * 2.0**-24
 
 
+@pytest.mark.slow  # two programs of a whole sweep are compiled
 def test_paths_through_heads_add_up_to_the_edges_of_an_attribution_graph():
     found = path_balance.edges("neox", "plt-relu")
     assert found["within"]

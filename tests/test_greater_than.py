@@ -25,8 +25,7 @@ def test_the_difference_is_mass_above_less_mass_up_to_yy():
     np.testing.assert_allclose(difference(np.stack([logits] * 3, 1), yy), np.stack([expected] * 3, 1), rtol=1e-12)
 
 
-@pytest.mark.parametrize("place", ["last", "start"])
-@pytest.mark.parametrize("which", ["neurons", "features"])
+@pytest.mark.parametrize(("which", "place"), [("neurons", "last"), ("features", "start")])
 def test_keeping_all_nothing_and_some(which, place):
     tokens = jnp.asarray(PROMPTS.tokens)
     if which == "neurons":
