@@ -22,7 +22,8 @@ there); intervals are over the seeds (Student's t). The second takes what it is 
 - `harmful`: of the first `harmful_of` features the one whose removal helps most where it was looked for, and what its
   removal does where it was not.
 
-`headline` is the place where neurons' mean ablation costs most.
+`headline` is the place where neurons' mean ablation costs most. That cost is of the measuring prompts, so the place is
+chosen on what it is scored on; all places are in the result.
 """
 
 from dataclasses import dataclass
