@@ -12,7 +12,8 @@ import numpy as np
 from experiments.synthetic import metrics
 from experiments.synthetic.world import World, WorldConfig, activations, is_active, sample
 from tcircuits.transcoders.dictionary import Transcoders, decode, encode
-from tcircuits.transcoders.training.codes import cut_of, preactivations
+from tcircuits.transcoders.training.codes import preactivations
+from tcircuits.transcoders.training.largest import cut_of
 from tcircuits.transcoders.training.recipe import Recipe
 from tcircuits.transcoders.training.step import State, init_state, result, train_step
 from tcircuits.types import Array, Float, Int

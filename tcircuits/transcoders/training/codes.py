@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tcircuits.transcoders.training.largest import keep_largest, largest_of_batch, spread
+from tcircuits.transcoders.training.products import product
 from tcircuits.transcoders.training.recipe import Recipe
 from tcircuits.transcoders.training.weights import Weights
 from tcircuits.types import Array, Float, Int
@@ -57,8 +59,7 @@ def biases(w: Weights) -> Float[Array, "L F"]:
 def preactivations(recipe: Recipe, w: Weights, x: Float[Array, "L B D"]) -> Float[Array, "L B F"]:
     """W_enc (x - b_in) + b_enc; with the vector in the bias the gradient by x is never formed."""
     b, kind = biases(w), jnp.dtype(recipe.compute)
-    pre = jnp.einsum("LBD,LFD->LBF", x.astype(kind), w.w_enc.astype(kind), preferred_element_type=b.dtype)
-    return pre + b[:, None]
+    return product("LBD,LFD->LBF", x, w.w_enc, kind) + b[:, None]
 
 
 def encode_batch(recipe: Recipe, w: Weights, x: Float[Array, "L B D"]) -> Code:
@@ -73,11 +74,11 @@ def encode_batch(recipe: Recipe, w: Weights, x: Float[Array, "L B D"]) -> Code:
     if recipe.objective.k is not None:
         f, smallest = largest_of_batch(pre, max(1, round(recipe.objective.k * pre.shape[1])))
         return Code(pre, f, None, None, smallest, _on(f))
+    if not sums_rows(recipe):
+        f = keep_largest(pre, recipe.dictionary.k or 1)
+        return Code(pre, f, None, None, nothing, _on(f))
     index, value = slots(recipe, pre)
-    if sums_rows(recipe):
-        return Code(pre, None, index, value, nothing, _count(index, value, pre.shape[-1]))
-    f = spread(index, value, pre.shape[-1])
-    return Code(pre, f, None, None, nothing, _on(f))
+    return Code(pre, None, index, value, nothing, _count(index, value, pre.shape[-1]))
 
 
 def slots(recipe: Recipe, pre: Float[Array, "L B F"]) -> tuple[Array, Array]:
@@ -85,56 +86,6 @@ def slots(recipe: Recipe, pre: Float[Array, "L B F"]) -> tuple[Array, Array]:
     assert recipe.dictionary.k is not None
     value, index = jax.lax.top_k(jax.nn.relu(pre), recipe.dictionary.k)
     return index, value
-
-
-def largest_of_batch(pre: Float[Array, "L B F"], n: int) -> tuple[Array, Array]:
-    """BatchTopK: the n largest positive values of each layer's batch, and the smallest of them [L]."""
-    cut = jax.vmap(partial(cut_of, n=n))(jax.lax.stop_gradient(pre))
-    f = jnp.where(pre >= cut[:, None, None], pre, 0.0)
-    smallest = jnp.min(jnp.where(f > 0, jax.lax.stop_gradient(f), jnp.inf), (1, 2))
-    return f, jnp.where(jnp.isfinite(smallest), smallest, 0.0)
-
-
-def cut_of(x: Array, n: int) -> Array:
-    """A positive number that n of the entries reach, or, where no number separates them (ties), the n-th largest.
-
-    Where fewer than n are positive it is the smallest positive float. Each turn counts once: between the bounds it
-    tries by turns the point where a line through both counts' logarithms reaches n, and the middle of the bits
-    (non-negative floats are ordered as the integers of their bits), so it ends after a few counts, 62 (126) at most.
-    """
-    wide = jnp.dtype(x.dtype).itemsize == 8
-    whole: Any = jnp.int64 if wide else jnp.int32
-    most = 126 if wide else 62
-
-    def bits(v: Array) -> Array:
-        return jax.lax.bitcast_convert_type(v, whole)
-
-    def value(b: Array) -> Array:
-        return jax.lax.bitcast_convert_type(b, x.dtype)
-
-    def unsure(s: tuple[Array, ...]) -> Array:
-        low, high, above, _, turn = s
-        return (above != n) & (high - low > 1) & (turn < most)
-
-    def halve(s: tuple[Array, ...]) -> tuple[Array, ...]:
-        low, high, above, below, turn = s  # count(>= low) = above >= n, count(>= high) = below < n
-        part = (jnp.log(above + 1.0) - jnp.log(n + 1.0)) / (jnp.log(above + 1.0) - jnp.log(below + 1.0))
-        line = bits(value(low) + (value(high) - value(low)) * part.astype(x.dtype))
-        middle = jnp.where(turn % 3 < 2, jnp.clip(line, low + 1, high - 1), low + (high - low) // 2)
-        count = jnp.sum(x >= value(middle))
-        enough = count >= n
-        ends = jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-        return *ends, jnp.where(enough, count, above), jnp.where(enough, below, count), turn + 1
-
-    low, high = jnp.ones((), whole), bits(jnp.maximum(x.max(), 0)) + 1
-    start = low, jnp.maximum(high, 2), jnp.sum(x > 0), jnp.zeros((), jnp.sum(x > 0).dtype), jnp.zeros((), jnp.int32)
-    return value(jax.lax.while_loop(unsure, halve, start)[0])
-
-
-def spread(index: Int[Array, "L B C"], value: Float[Array, "L B C"], n: int) -> Float[Array, "L B F"]:
-    """Slots as a dense array."""
-    zeros = jnp.zeros((*value.shape[:-1], n), value.dtype)
-    return jnp.put_along_axis(zeros, index, value, axis=-1, inplace=False)
 
 
 def _on(f: Array) -> Array:

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from tcircuits.transcoders.training import crosslayer
-from tcircuits.transcoders.training.codes import Code, biases, encode_batch, gate, spread, sum_rows
+from tcircuits.transcoders.training.codes import Code, biases, encode_batch, gate, sum_rows
+from tcircuits.transcoders.training.largest import keep_largest, spread
+from tcircuits.transcoders.training.products import product
 from tcircuits.transcoders.training.recipe import Recipe
 from tcircuits.transcoders.training.weights import Head, Weights, pairs
 from tcircuits.types import Array, Bool, Float
@@ -132,32 +134,30 @@ def _base(recipe: Recipe, w: Weights, x: Float[Array, "L B D"]) -> Float[Array, 
     base = jnp.broadcast_to(w.b_dec[:, None], x.shape)
     if w.w_skip is None:
         return base
-    skip = w.w_skip.astype(recipe.compute)
-    return base + jnp.einsum("LBD,LDE->LBE", x.astype(skip.dtype), skip, preferred_element_type=x.dtype)
+    return base + product("LBD,LDE->LBE", x, w.w_skip, recipe.compute)
 
 
 def _written(recipe: Recipe, w: Weights, code: Code, start: int, stop: int) -> Float[Array, "L B D"]:
     """What features start..stop write at each output; the whole dictionary where slots are summed."""
-    decoder = w.w_dec.astype(recipe.compute)
-    if recipe.dictionary.kind != "clt":
-        return _layers(code, decoder, start, stop) if code.dense is not None else _summed(recipe, code, decoder)
-    if w.gain is not None:  # one decoder a source: it is used once, and its output weighed for each layer
-        written = _layers(_dense(code), decoder, start, stop)
+    if recipe.dictionary.kind == "clt" and w.gain is not None:  # one decoder a source: used once, weighed by layer
+        written = _layers(recipe, w, _dense(code), start, stop)
         return jnp.einsum("MI,IBD->MBD", _matrix(recipe, w.gain), written)
-    return _beside(recipe, code, decoder, start, stop) if code.dense is not None else _summed(recipe, code, decoder)
+    if code.dense is None:
+        return _summed(recipe, code, w.w_dec.astype(recipe.compute))
+    beside = recipe.dictionary.kind == "clt"
+    return (_beside if beside else _layers)(recipe, w, code, start, stop)
 
 
-def _beside(recipe: Recipe, code: Code, decoder: Float[Array, "P F D"], start: int, stop: int) -> Float[Array, "L B D"]:
+def _beside(recipe: Recipe, w: Weights, code: Code, start: int, stop: int) -> Float[Array, "L B D"]:
     """Cross-layer outputs with one product a source: its features times its matrices side by side, [F, outputs * D]."""
     assert code.dense is not None
     L, B, _ = code.dense.shape
-    edges, D = pairs(recipe), decoder.shape[-1]
+    edges, D = pairs(recipe), w.w_dec.shape[-1]
     total = jnp.zeros((B, L * D), code.pre.dtype)
     for i in range(L):
         own = [p for p, (source, _) in enumerate(edges) if source == i]
-        beside = jnp.moveaxis(decoder[jnp.asarray(own), start:stop], 0, 1).reshape(stop - start, -1)
-        f = code.dense[i, :, start:stop].astype(decoder.dtype)
-        wrote = jnp.einsum("BF,FN->BN", f, beside, preferred_element_type=total.dtype)
+        beside = jnp.moveaxis(w.w_dec[jnp.asarray(own), start:stop], 0, 1).reshape(stop - start, -1)
+        wrote = product("BF,FN->BN", code.dense[i, :, start:stop], beside, recipe.compute)
         total = total.at[:, i * D : i * D + wrote.shape[1]].add(wrote)
     return jnp.moveaxis(total.reshape(B, L, D), 1, 0)
 
@@ -178,11 +178,10 @@ def _summed(recipe: Recipe, code: Code, decoder: Float[Array, "P F D"]) -> Float
     return jnp.stack(found)
 
 
-def _layers(code: Code, decoder: Float[Array, "L F D"], start: int, stop: int) -> Float[Array, "L B D"]:
+def _layers(recipe: Recipe, w: Weights, code: Code, start: int, stop: int) -> Float[Array, "L B D"]:
     """Each layer's features through its own matrix."""
     assert code.dense is not None
-    wide = code.dense[..., start:stop].astype(decoder.dtype)
-    return jnp.einsum("LBF,LFD->LBD", wide, decoder[:, start:stop], preferred_element_type=code.pre.dtype)
+    return product("LBF,LFD->LBD", code.dense[..., start:stop], w.w_dec[:, start:stop], recipe.compute)
 
 
 def _dense(code: Code) -> Code:
@@ -253,15 +252,15 @@ def _counted(recipe: Recipe, share: Float[Array, "L F"]) -> Float[Array, " L"]:
 def _auxk(
     recipe: Recipe, w: Weights, code: Code, y: Array, guess: Array, dead: Bool[Array, "L F"]
 ) -> Float[Array, " L"]:
-    """What the largest dead features leave of the residual, which itself is held fixed; 0 where nothing is dead."""
+    """What the largest dead features leave of the residual, which itself is held fixed; 0 in layers with none dead."""
     count = recipe.objective.k_aux or min(y.shape[-1] // 2, code.pre.shape[-1])
     residual = jax.lax.stop_gradient(y - guess)
 
     def revive(pre: Array) -> Array:
-        value, index = jax.lax.top_k(jnp.where(dead[:, None], jax.nn.relu(pre), 0.0), count)
-        wide = spread(index, value, pre.shape[-1])
+        wide = keep_largest(jnp.where(dead[:, None], pre, 0.0), count)
         own = Code(pre, wide, None, None, code.smallest, code.on)
-        return _error(recipe, residual, _written(recipe, w, own, 0, pre.shape[-1]))
+        error = _error(recipe, residual, _written(recipe, w, own, 0, pre.shape[-1]))
+        return error if recipe.dictionary.kind == "clt" else jnp.where(dead.any(-1), error, 0.0)
 
     return jax.lax.cond(dead.any(), revive, lambda pre: jnp.zeros(len(pre), pre.dtype), code.pre)
 

@@ -4,7 +4,8 @@
     state, metrics = train_step(recipe, state, x, y)
 
 Layers that do not depend on each other are trained one after the other within the program (`lax.map`), so that only
-one layer's features exist at a time; coupled ones (cross-layer dictionaries, HAGD's prediction) at once.
+one layer's features exist at a time; on a GPU as many at once as have room, since starting its small kernels takes as
+long as they do. Coupled ones (cross-layer dictionaries, HAGD's prediction) are always trained at once.
 """
 
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from tcircuits.transcoders.training.weights import Scales, Weights, export, firs
 from tcircuits.types import Array, Float, Int
 
 CUT_MEMORY = 0.99  # of the running mean of BatchTopK's cut
+ROOM = 2**33  # bytes that the features of layers trained at once may take, on a GPU
 
 
 @jax.tree_util.register_dataclass
@@ -92,14 +94,26 @@ def train_step(
     y = y.astype(kind) / state.scales.y[:, None, None]
     parts = state.weights, state.first, state.second, state.quiet, x, y
     move = partial(_move, recipe, state.step)
-    if recipe.coupled:
+    n = len(recipe.dictionary.layers)
+    size = n if recipe.coupled else together(recipe)
+    if size == n:
         moved = move(*parts)
     else:
-        one = jax.tree.map(lambda a: a[:, None], parts)  # each layer is a group of its own
-        moved = jax.tree.map(lambda a: a.squeeze(1), jax.lax.map(lambda p: move(*p), one))
+        groups = jax.tree.map(lambda a: a.reshape(n // size, size, *a.shape[1:]), parts)
+        moved = jax.lax.map(lambda p: move(*p), groups)
+        moved = jax.tree.map(lambda a: a.reshape(n, *a.shape[2:]), moved)
     weights, first, second, quiet, smallest, metrics = moved
     late = jnp.where(state.step == 0, smallest, CUT_MEMORY * state.cut + (1 - CUT_MEMORY) * smallest)
     return State(state.step + 1, weights, first, second, quiet, late, state.scales), metrics
+
+
+def together(recipe: Recipe) -> int:
+    """Layers that are trained at once where they need not be: one, but on a GPU as many as divide all and have room."""
+    if jax.default_backend() != "gpu":
+        return 1
+    n = len(recipe.dictionary.layers)
+    fit = ROOM // (4 * recipe.batch // recipe.accumulate * recipe.dictionary.d_feature)
+    return max(g for g in range(1, n + 1) if n % g == 0 and (g == 1 or g <= fit))
 
 
 def _move(
@@ -140,9 +154,14 @@ def gradient(
 
 
 def _clipped(recipe: Recipe, grad: Weights) -> Weights:
-    """Each group's gradient, its norm limited: layers that are independent stay so."""
+    """The gradient, its norm limited: of coupled layers together, else of each, so that they stay independent."""
     if recipe.optimizer.clip is None:
         return grad
+    if not recipe.coupled:
+        squares = sum(jnp.sum(g**2, range(1, g.ndim)) for g in jax.tree.leaves(grad))
+        size = jnp.sqrt(jnp.asarray(squares))
+        scale = jnp.where(size < recipe.optimizer.clip, 1.0, recipe.optimizer.clip / size)
+        return jax.tree.map(lambda g: g * scale.reshape(-1, *[1] * (g.ndim - 1)).astype(g.dtype), grad)
     tree: Any = grad  # optax's types know no registered dataclasses
     clipped: Any = optax.clip_by_global_norm(recipe.optimizer.clip).update(tree, optax.EmptyState())[0]
     return clipped

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tcircuits.transcoders.dictionary import encode, reconstruct
+from tcircuits.transcoders.training import step as module
 from tcircuits.transcoders.training.recipe import Objective, Optimizer, Recipe, differences
 from tcircuits.transcoders.training.step import init_state, learning_rate, result, train_step
 from tcircuits.types import InputError
@@ -209,3 +210,20 @@ def test_one_program_for_any_depth():
         state = jax.eval_shape(partial(init_state, recipe), acts, acts)
         sizes.append(len(STEP.lower(recipe, state, acts, acts).as_text().splitlines()))
     assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("name", ["topk auxk", "batchtopk", "matryoshka", "jumprelu target"])
+def test_layers_at_once_are_layers_one_by_one(name, x64, monkeypatch):
+    recipe = replace(RECIPES[name], optimizer=replace(RECIPES[name].optimizer, clip=0.1))
+    recipe = replace(recipe, objective=replace(recipe.objective, dead_after=2 * recipe.batch))
+    x, y = (jax.random.normal(jax.random.key(i), (L, recipe.batch, D)) for i in range(2))
+    ends = []
+    for size in (1, L):
+        monkeypatch.setattr(module, "together", lambda recipe, size=size: size)
+        state = init_state(recipe, x, y)
+        state = replace(state, quiet=state.quiet.at[1, :5].set(recipe.batch * 3))  # dead features in one layer only
+        one_step = jax.jit(lambda state, x, y: train_step(recipe, state, x, y))
+        for _ in range(3):
+            state, metrics = one_step(state, x, y)
+        ends.append((state, metrics))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), *ends)
