@@ -76,10 +76,14 @@ class Scale:
     """The weights of L1 between which the one for the wanted L0 is looked for."""
     measured: int
     """Tokens of the figures."""
+    draw: int | None = None
+    """Batches drawn at once, in the way for GPUs; None draws one, in the way for CPUs."""
+    compute: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the large products."""
 
 
 SCALES = {
-    "full": Scale(1, 200_000_000, 1024, 3e-4, 0, 0.0, (3e-3, 2e-2), 500 * 1024),
+    "full": Scale(1, 200_000_000, 1024, 3e-4, 0, 0.0, (3e-3, 2e-2), 500 * 1024, 4),
     "eighth": Scale(8, 12_288_000, 256, 3e-3, 100, 0.3, (3e-2, 8e-2), 20 * 1024),
 }
 
@@ -98,6 +102,8 @@ class Config:
     """Of weights and data. Other seeds (100 and above) were used for choices."""
     tokens: int | None = None
     """Activations to train on; None is the scale's own number."""
+    compute: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the large products; weights and moments stay in float32."""
 
 
 def recipe(method: str, world: WorldConfig, scale: Scale, l0: float, tokens: int, l1: float = 0.0) -> Recipe:
@@ -110,7 +116,7 @@ def recipe(method: str, world: WorldConfig, scale: Scale, l0: float, tokens: int
         raise InputError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
     width, activation = world.features // 4, ACTIVATION.get(method, "batchtopk")
     d = TranscoderConfig("sae", 1, world.d_model, width, (0,), activation, reads="resid_post", writes="resid_post")
-    steps = tokens // scale.batch
+    steps = tokens // (scale.batch * (scale.draw or 1)) * (scale.draw or 1)
     objective = Objective(error="fvu", dead_after=max(scale.batch, tokens // 20))
     match activation:
         case "batchtopk":
@@ -121,7 +127,8 @@ def recipe(method: str, world: WorldConfig, scale: Scale, l0: float, tokens: int
             objective = replace(objective, l1=l1)
     optimizer = Optimizer(scale.lr, warmup=scale.warmup, decay=scale.decay, clip=None, sparsity_warmup=steps // 10)
     own: dict[str, Any] = METHODS[method](width)
-    return Recipe(d, replace(objective, **own), optimizer, steps=steps, batch=scale.batch, start="tied")
+    plan: Any = {"steps": steps, "batch": scale.batch, "start": "tied", "compute": scale.compute}
+    return Recipe(d, replace(objective, **own), optimizer, **plan)
 
 
 METHODS: dict[str, Any] = {
@@ -139,8 +146,8 @@ def l1_curve(world: WorldConfig, arrays: World, scale: Scale, tokens: int) -> li
     """The L0 that weights of L1 lead to, with a seed of its own: the weight for a wanted L0 is read off it."""
     weights = [float(w) for w in np.geomspace(*scale.l1, L1_TRIED)]
     recipes = tuple(recipe("l1", world, scale, 1.0, tokens, w) for w in weights)
-    trained = train(recipes, world, arrays, CHOOSING)
-    found = [measure(d, world, arrays, CHOOSING, 4, 1024)["l0"] for d in trained]
+    trained = train(recipes, world, arrays, CHOOSING, scale.draw)
+    found = [measure(d, world, arrays, CHOOSING, 4, 1024, scale.draw)["l0"] for d in trained]
     return [{"l1": w, "l0": l0} for w, l0 in zip(weights, found, strict=True)]
 
 
@@ -204,7 +211,7 @@ def main(cfg: Config) -> None:
         InputError: see `check`.
     """
     check(cfg)
-    scale = SCALES[cfg.scale]
+    scale = replace(SCALES[cfg.scale], compute=cfg.compute)
     tokens, world = cfg.tokens or scale.tokens, scaled(WorldConfig(), scale.part)
     sizes = {"scale": asdict(scale), "world": asdict(world), "tokens": tokens, "methods": cfg.methods}
     arrays, before = make_world(world), earlier(sizes)
@@ -240,10 +247,10 @@ def one_seed(
     start, l0 = time.perf_counter(), asked / scale.part
     weight = l1_weight(curve, l0) if curve else 0.0
     recipes = tuple(recipe(method, world, scale, l0, tokens, weight) for method in cfg.methods)
-    trained = jax.block_until_ready(train(recipes, world, arrays, seed))
+    trained = jax.block_until_ready(train(recipes, world, arrays, seed, scale.draw))
     rows = []
     for method, d in zip(cfg.methods, trained, strict=True):
-        figures = measure(d, world, arrays, seed, max(1, scale.measured // 1024), 1024)
+        figures = measure(d, world, arrays, seed, max(1, scale.measured // 1024), 1024, scale.draw)
         rows.append({"l0_asked": asked, "method": method, "seed": seed} | figures)
     short = ("method", "f1", "mcc", "uniqueness", "explained_variance", "l0", "dead")
     seconds = time.perf_counter() - start

@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import multivariate_normal, norm
 
 from experiments import common, synthetic_truth
-from experiments.synthetic import metrics, trial, world
+from experiments.synthetic import dense, metrics, trial, world
 from experiments.synthetic.world import WorldConfig
 from tcircuits.transcoders.config import TranscoderConfig
 from tcircuits.transcoders.dictionary import Transcoders
@@ -37,6 +37,18 @@ def drawn():
         np.add.at(values, (np.asarray(s.token), np.asarray(s.index)), np.asarray(s.value))
         found[name] = cfg, w, s, values
     return found
+
+
+@pytest.fixture(scope="module", params=["listed", "dense"])
+def either(request, drawn):
+    """The same, drawn in both ways."""
+    if request.param == "listed":
+        return drawn
+    draw = jax.jit(dense.values, static_argnums=(0, 3))
+    return {
+        name: (cfg, w, s, np.asarray(draw(cfg, w, jax.random.key(1), TOKENS), np.float64))
+        for name, (cfg, w, s, _) in drawn.items()
+    }
 
 
 def parents(cfg):
@@ -75,8 +87,8 @@ def expected(cfg):
     return out
 
 
-def test_features_fire_as_often_as_defined(drawn):
-    cfg, _, s, values = drawn["alone"]
+def test_features_fire_as_often_as_defined(either):
+    cfg, _, s, values = either["alone"]
     p = expected(cfg)
     off = np.abs((values > 0).mean(0) - p) / np.sqrt(p * (1 - p) / TOKENS)
     assert off.max() < 4.5  # standard deviations; 80 features: chance 5e-4
@@ -85,8 +97,8 @@ def test_features_fire_as_often_as_defined(drawn):
     np.testing.assert_allclose(p[roots], zipf(cfg)[roots])
 
 
-def test_children_need_their_parents_and_exclude_their_siblings(drawn):
-    for cfg, _, _, values in drawn.values():
+def test_children_need_their_parents_and_exclude_their_siblings(either):
+    for cfg, _, _, values in either.values():
         on, up = values > 0, parents(cfg)
         assert (up >= 0).sum() == 4 * (3 + 9)
         for parent in range(cfg.features):
@@ -96,8 +108,8 @@ def test_children_need_their_parents_and_exclude_their_siblings(drawn):
         assert on[:, up >= 0].any()
 
 
-def test_a_child_grows_with_its_parent(drawn):
-    cfg, w, _, values = drawn["correlated"]
+def test_a_child_grows_with_its_parent(either):
+    cfg, w, _, values = either["correlated"]
     up = parents(cfg)
     for child in (cfg.roots, cfg.starts[2]):  # one below a root, one below that
         on = values[:, child] > 0
@@ -109,8 +121,8 @@ def test_a_child_grows_with_its_parent(drawn):
         assert np.corrcoef(values[on, child], values[on, parent])[0, 1] > 0.2
 
 
-def test_pairs_fire_together_as_the_copula_says(drawn):
-    cfg, w, _, values = drawn["correlated"]
+def test_pairs_fire_together_as_the_copula_says(either):
+    cfg, w, _, values = either["correlated"]
     on, f, p = values > 0, np.asarray(w.factor, np.float64), zipf(cfg)
     free = np.flatnonzero(parents(cfg) < 0)
     pairs = sorted(combinations(free, 2), key=lambda ij: -abs(f[ij[0]] @ f[ij[1]]))[:12]
