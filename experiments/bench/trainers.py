@@ -62,7 +62,7 @@ AGAINST = {  # the rival's step, and ours that it is compared with
     "decode-clt relu": "clt relu",
     "decode-clt jumprelu": "clt jumprelu",
 }
-SIZES: dict[str, dict[str, int]] = {  # what a size changes in `Config`
+SIZES: dict[str, dict[str, Any]] = {  # what a size changes in `Config`
     "small": {},
     "large": {"batch": 8192, "width": 2048, "features": 32768, "k": 64, "layers": 0},
 }
@@ -223,7 +223,7 @@ def case(name: str, cfg: Config) -> dict[str, Any]:
 def rival(python: Path, name: str, cfg: Config, env: dict[str, str]) -> dict[str, Any]:
     """One rival under one allocator."""
     c = case(name, cfg)
-    done = run([python, ROOT / "experiments/bench/rival_trainers.py", json.dumps(c)], **env)
+    done = run([python, ROOT / "experiments/bench/rival_trainers.py", json.dumps(c)], echo=False, **env)
     found = json.loads(done.stdout.splitlines()[-1])
     return found | {"tokens_per_second": cfg.batch / found["median"], "peak_rss_gb": done.peak_rss_gb}
 
