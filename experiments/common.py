@@ -48,11 +48,24 @@ def timed(f: Callable[[], Any], repeats: int = 3) -> Timed:
     return Timed(seconds[0], min(seconds[1:], default=seconds[0]), value)
 
 
-def matmul_peak(size: int = 4096, repeats: int = 5) -> float:
-    """The most FLOP/s that this process reaches in a float32 product of two [size, size] matrices."""
-    x = jax.random.normal(jax.random.key(0), (size, size), jnp.float32)
-    product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
-    return 2 * size**3 / timed(lambda: product(x), repeats).best
+def matmul_peak(
+    size: int = 4096, repeats: int = 5, dtype: str = "float32", precision: str | None = "highest", chain: int = 1
+) -> float:
+    """The most FLOP/s that this process reaches in products of two [size, size] matrices.
+
+    `precision` is `jnp.matmul`'s (None: the backend's default, TF32 for float32 on a GPU). Of a `chain` of products in
+    one program each takes the last one's result, which hides what it costs to start a program; beyond 8 it overflows.
+    """
+    x = jax.random.normal(jax.random.key(0), (size, size), jnp.float32).astype(dtype)
+
+    def several(a: Any) -> Any:
+        b = a
+        for _ in range(chain):
+            b = jnp.matmul(b, a, precision=precision)
+        return b
+
+    product = jax.jit(several)
+    return 2 * size**3 * chain / timed(lambda: product(x), repeats).best
 
 
 def peak_rss_gb() -> float:
@@ -87,22 +100,27 @@ with open(sys.argv[1], "w") as file:
 """
 
 
-def run(command: Sequence[str | Path], **env: str) -> Finished:
+def run(command: Sequence[str | Path], *, echo: bool = False, **env: str) -> Finished:
     """Run a command from the top of the repository and measure it alone.
 
+    `echo` lets what it says (standard error) through as it comes.
+
     Raises:
-        RuntimeError: it failed; the message ends with what it said.
+        RuntimeError: it failed; without `echo` the message ends with what it said.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     words = [str(word) for word in command]
     with tempfile.NamedTemporaryFile("r") as usage:
         launch = [sys.executable, "-I", "-S", "-c", _LAUNCH, usage.name, *words]
         environment = os.environ | {"PYTHONPATH": path} | env
-        done = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        pipe = subprocess.PIPE
+        done = subprocess.run(
+            launch, cwd=ROOT, env=environment, stdout=pipe, stderr=None if echo else pipe, text=True, check=False
+        )
         text = usage.read()
     code, wall, cpu, rss = json.loads(text) if text else (done.returncode, 0.0, 0.0, 0)
     if code or done.returncode:
-        raise RuntimeError(f"{' '.join(words)}: exit code {code}\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"{' '.join(words)}: exit code {code}\n{(done.stderr or '')[-3000:]}")
     return Finished(done.stdout, wall, cpu, rss * RSS_UNIT / 1e9)
 
 
@@ -114,10 +132,13 @@ print(json.dumps(getattr(importlib.import_module(module), function)(**arguments)
 """
 
 
-def fresh(module: str, function: str, *, x64: bool = False, **arguments: Any) -> Any:
-    """Call a function in a Python of its own: arguments and result are JSON values. `x64` enables float64 arrays."""
+def fresh(module: str, function: str, *, x64: bool = False, echo: bool = False, **arguments: Any) -> Any:
+    """Call a function in a Python of its own: arguments and result are JSON values.
+
+    `x64` enables float64 arrays; `echo` is that of `run`.
+    """
     call = json.dumps([module, function, arguments])
-    done = run([sys.executable, "-c", _CALL, call], JAX_ENABLE_X64=str(int(x64)))
+    done = run([sys.executable, "-c", _CALL, call], echo=echo, JAX_ENABLE_X64=str(int(x64)))
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -159,8 +180,13 @@ def commit() -> dict[str, Any]:
         return {"commit": None, "dirty": None}
 
 
-def save(module: str, cfg: Any, figures: dict[str, Any]) -> Path:
+def save(
+    module: str, cfg: Any, figures: dict[str, Any], *, variant: str = "", machine: dict[str, Any] | None = None
+) -> Path:
     """Write the result of an experiment; `module` is its name below `experiments`, such as `bench.attribution`.
+
+    `variant` is added to the file's name. `machine` is what `hardware` said in the process that measured; without it
+    this process is asked, which starts its JAX backend.
 
     Raises:
         ValueError: a figure that is NaN or infinite.
@@ -172,12 +198,13 @@ def save(module: str, cfg: Any, figures: dict[str, Any]) -> Path:
         "config": config,
         "figures": figures,
         "versions": versions(),
-        "hardware": hardware(),
+        "hardware": machine or hardware(),
         "git": commit(),
     }
     text = json.dumps(result, indent=1, allow_nan=False, default=plain) + "\n"
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{module.replace('.', '_')}.json"
+    name = "_".join(filter(None, [module.replace(".", "_"), variant]))
+    path = RESULTS / f"{name}.json"
     partial = path.with_suffix(".json.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
@@ -190,6 +217,11 @@ def plain(x: Any) -> Any:
     if isinstance(x, np.ndarray | np.generic):
         return x.tolist()
     raise TypeError(f"{type(x).__name__} is no JSON value")
+
+
+def say(text: str) -> None:
+    """Progress of a process whose output is its result."""
+    print(f"  {text}", file=sys.stderr, flush=True)
 
 
 def show(title: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -22,7 +22,7 @@ from experiments import (
     selection_rule,
     toys,
 )
-from experiments.bench import lazy_decoder, paths
+from experiments.bench import lazy_decoder, paths, rival_trainers, trainers
 from experiments.bench.attribution import least_flops
 from tcircuits.attribution import attribute
 from tcircuits.attribution.reference_selection import visited
@@ -245,13 +245,54 @@ def test_a_figure_that_is_not_finite_leaves_the_old_result(tmp_path, monkeypatch
     assert [p.name for p in tmp_path.iterdir()] == ["row_sums.json"]
 
 
+def test_a_variant_is_a_file_of_its_own_and_asks_no_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(common, "hardware", None)
+    path = common.save("bench.trainers", trainers.Config(), {"x": 1}, variant="gpu", machine={"device": "H100"})
+    assert path.name == "bench_trainers_gpu.json"
+    assert json.loads(path.read_text())["hardware"] == {"device": "H100"}
+
+
+def test_trainers_large_and_bfloat16_are_for_a_gpu():
+    with pytest.raises(ValueError, match="--device gpu"):
+        trainers.main(trainers.Config(precisions=("bfloat16",)))
+    small, large = (trainers.gpu_recipes(trainers.Config(), size) for size in ("small", "large"))
+    assert tuple(small) == trainers.GPU_NAMES
+    assert tuple(large) == ("topk", "topk sae", "batchtopk")
+    assert trainers.flops(large["topk"])[0] == 5 * 2 * 8192 * 2048 * 32768
+
+
+def test_a_rival_that_fails_does_not_stop_the_others(monkeypatch, capsys):
+    def good(c):
+        return lambda x, y: 3.0
+
+    def bad(c):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(rival_trainers, "RIVALS", {"good": ("numpy", good), "bad": ("numpy", bad)})
+    monkeypatch.setattr(rival_trainers, "batches", lambda c: [(0, 0)] * 3)
+    monkeypatch.setattr(rival_trainers, "peak", lambda *a, **k: 5e9)
+    monkeypatch.setattr(rival_trainers.importlib.metadata, "version", lambda name: "1")
+    torch = SimpleNamespace(cuda=None, get_num_threads=lambda: 2)
+    monkeypatch.setattr(rival_trainers, "load", lambda name: torch)
+    case = {"precision": "float32", "warmup": 1, "repeats": 9, "steps": 4, "seconds": 0.0}
+    rival_trainers.main([case | {"rival": "bad"}, case | {"rival": "good"}])
+    out = capsys.readouterr()
+    found = json.loads(out.out)
+    assert found["peak_gflops"] == {"float32": 5.0}
+    assert found["cases"][0] == {"error": "RuntimeError: no memory"}
+    assert found["cases"][1]["l0"] == 3.0
+    assert "good" in out.err
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.stem)
 def test_a_result_says_where_it_comes_from(path):
     text = path.read_text(encoding="utf-8")
     found = json.loads(text, parse_constant=lambda x: pytest.fail(f"{x} is no figure"))
     assert set(found) == set(common.KEYS)
     assert found["experiment"] in MODULES
-    assert path.stem == found["experiment"].replace(".", "_")
+    variant = "_gpu" if found["config"].get("device") == "gpu" else ""
+    assert path.stem == found["experiment"].replace(".", "_") + variant
     assert found["command"] == f"python -m experiments.{found['experiment']}"
     module = importlib.import_module(f"experiments.{found['experiment']}")
     assert set(found["config"]) <= {f.name for f in dataclasses.fields(module.Config)}
