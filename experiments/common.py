@@ -167,7 +167,10 @@ def hardware() -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any]:
-    """The commit that is checked out, and whether files other than results differ from it; None outside of git."""
+    """The commit that is checked out, and whether files other than results differ from it; None outside of git.
+
+    A copy of the tree without its repository is told by the variable TCIRCUITS_COMMIT what it is a copy of.
+    """
 
     def git(*words: str) -> str | None:
         done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -175,9 +178,10 @@ def commit() -> dict[str, Any]:
 
     try:
         changed = git("status", "--porcelain", "--", ".", ":!experiments/results")
-        return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
+        head = git("rev-parse", "HEAD")
     except OSError:  # no git on this machine
-        return {"commit": None, "dirty": None}
+        head = changed = None
+    return {"commit": head or os.environ.get("TCIRCUITS_COMMIT"), "dirty": None if changed is None else bool(changed)}
 
 
 def save(
