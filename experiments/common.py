@@ -169,19 +169,21 @@ def hardware() -> dict[str, Any]:
 def commit() -> dict[str, Any]:
     """The commit that is checked out, and whether files other than results differ from it; None outside of git.
 
-    A copy of the tree without its repository is told by the variable TCIRCUITS_COMMIT what it is a copy of.
+    A copy of the tree is told by the variable TCIRCUITS_COMMIT which commit it is a copy of.
     """
 
     def git(*words: str) -> str | None:
         done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
+    told = os.environ.get("TCIRCUITS_COMMIT")
+    if told:
+        return {"commit": told, "dirty": False}
     try:
         changed = git("status", "--porcelain", "--", ".", ":!experiments/results")
-        head = git("rev-parse", "HEAD")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
     except OSError:  # no git on this machine
-        head = changed = None
-    return {"commit": head or os.environ.get("TCIRCUITS_COMMIT"), "dirty": None if changed is None else bool(changed)}
+        return {"commit": None, "dirty": None}
 
 
 def save(
