@@ -81,6 +81,7 @@ def test_perturbation_compares_every_source_and_target():
     assert found["targets"] > 4 * 3 * 64
     assert found["within"]
     assert 0 < found["gap"] < 1e-6
+    assert 0 < found["gap_layer0"] < 1e-6
     assert 0 < found["products_gap"] < 8 * 2.0**-24
 
 
