@@ -50,8 +50,8 @@ def perturbation_rows() -> list[Row]:
     rows: list[Row] = []
     for dtype, r in f.items():
         what = f"edits against edges, {r['cases']} random models and dictionaries, {r['targets']:,} targets, {dtype}"
-        text = f"{r['gap']:.1e} of row L1 and bias beyond layer 0, {r['gap_layer0']:.1e} in layer 0 (run in float64, as "
-        text += f"the graph has those rows; in the model's own dtype {r['products_gap']:.1e} of the absolute products)"
+        text = f"{r['gap']:.1e} of row L1 and bias beyond layer 0, {r['gap_layer0']:.1e} in layer 0 (run in float64, "
+        text += f"as the graph has those rows; in the model's dtype {r['products_gap']:.1e} of the absolute products)"
         rows.append((what, text, where))
     return rows
 
