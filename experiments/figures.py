@@ -202,6 +202,21 @@ def trainer_rows() -> list[Row]:
     return rows
 
 
+def gpu_rows() -> list[Row]:
+    """The same on a GPU."""
+    result = read("bench_trainers_gpu")
+    f, card = result["figures"], result["hardware"]["device"]
+    rows: list[Row] = []
+    for size, what in (("small", "576 wide, 4,608 features"), ("large", "2,048 wide, 32,768 features")):
+        ours, by = f["ours"]["bfloat16"][size], f["ratios"]["bfloat16"][size]
+        ratios = ", ".join(f"{name} {ratio:.1f}x" for name, ratio in by.items())
+        text = f"{ours['topk']['tokens_per_second']:,.0f}, {100 * ours['topk']['share_of_peak_dense']:.0f} % of the "
+        text += f"peak by the dense count; times faster than {ratios}"
+        what = f"training step on one {card}, TopK transcoder {what}, bfloat16 with float32 masters, tokens a second"
+        rows.append((what, text, "experiments.bench.trainers --device gpu"))
+    return rows
+
+
 def paper_rows() -> list[Row]:
     """The transcoder paper's equations, paths and studies."""
     found, f = read("equations")["figures"]["largest"], read("bench_paths")["figures"]
@@ -264,7 +279,7 @@ def table() -> str:
     """The figures as a Markdown table, and where they were measured."""
     rows = [*embedded_rows(), *reference_rows(), *balance_rows(), *perturbation_rows(), *trace_rows()]
     rows += [*selection_rows(), *speed_rows(), *format_rows(), *lazy_rows(), *fuzz_rows(), *claim_rows()]
-    rows += [*truth_rows(), *trainer_rows(), *paper_rows(), *study_rows()]
+    rows += [*truth_rows(), *trainer_rows(), *gpu_rows(), *paper_rows(), *study_rows()]
     lines = ["| what | figure | command |", "|---|---|---|"]
     lines += [f"| {what} | {figure} | `python -m {where}` |" for what, figure, where in rows]
     h, v = read("trace_smollm2")["hardware"], read("trace_smollm2")["versions"]
