@@ -1,5 +1,6 @@
 """`tcircuits weights` and `attention`."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,8 @@ class Weights:
     """As in trace."""
     choose: Repeated = ()
     """As in trace."""
+    lazy: bool = False
+    """Leave transcoders on disk: decoders of earlier and encoders of later layers pass by in blocks."""
     through: Repeated = ()
     """Look through this head, LAYER/HEAD; repeated, a chain of heads from the feature down."""
     data: str | None = None
@@ -59,6 +62,8 @@ class Attention:
     """As in trace; default: the graph's."""
     choose: Repeated = ()
     """As in trace."""
+    lazy: bool = False
+    """As in trace."""
     bos: Literal["auto", "add", "none"] = "auto"
     """As in trace."""
     top: int = 12
@@ -80,16 +85,25 @@ def weights(cfg: Weights) -> None:
     import tcircuits as tc
     from tcircuits.attribution.checks import check_feature, check_heads
     from tcircuits.attribution.feature_weights import feature_weights
+    from tcircuits.attribution.lazy_weights import told_rows
     from tcircuits.parallel import is_lead
+    from tcircuits.transcoders.lazy import LazyTranscoders
     from tcircuits.transcoders.presets import usual_set
+    from tcircuits.view.terminal import progress
     from tcircuits.view.terminal_weights import show_weights
 
     model = tc.load_model(cfg.model)
-    d = tc.load_transcoders(cfg.transcoders or usual_set(cfg.model), model=model, **choices)
+    load = tc.open_transcoders if cfg.lazy else tc.load_transcoders
+    d = load(cfg.transcoders or usual_set(cfg.model), model=model, **choices)
     check_feature(model.cfg, d.cfg, layer, index)
     check_heads(model.cfg, layer, through)
     hold = None if cfg.data is None else _mean_hold(cfg, model, d)
-    found = feature_weights(model, d, layer, index, through=through, hold=hold, top=cfg.top, n_heads=cfg.heads)
+    options = {"through": through, "hold": hold, "top": cfg.top, "n_heads": cfg.heads}
+    if isinstance(d, LazyTranscoders) and is_lead():
+        what = told_rows(d, layer, through[-1][0] if through else layer)
+        print(f"tcircuits: every feature's weight is wanted: reading {what or 'no matrix'} in blocks", file=sys.stderr)
+    with progress("blocks", not cfg.json) as bar:
+        found = feature_weights(model, d, layer, index, **options, progress=bar)
     if cfg.data is not None:
         found["denominators"] = f"means over {cfg.data}"
     if is_lead():
@@ -142,7 +156,7 @@ def attention(cfg: Attention) -> None:
     model = tc.load_model(name)
     # Transcoders that are not named belong to the graph; with another model, to that.
     usual = graph.transcoders if graph is not None and cfg.model is None else usual_set(name)
-    d = tc.load_transcoders(cfg.transcoders or usual, model=model, **choices)
+    d = (tc.open_transcoders if cfg.lazy else tc.load_transcoders)(cfg.transcoders or usual, model=model, **choices)
     ids = model.encode(cfg.prompt or "", bos=cfg.bos) if graph is None else graph.tokens
     if cfg.edge is not None:
         found = edge_report(model, d, ids, *cfg.edge, graph=graph, top=cfg.top)
