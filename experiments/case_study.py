@@ -7,12 +7,13 @@
     python -m experiments.case_study --out study --hypothesis "end years"   # say what it means; then
     python -m experiments.case_study --out study --reveal                   # look, and
     python -m experiments.case_study --out study --verdict success          # say how well it was said
+    python -m experiments.case_study --out study --page                     # all of it as one page, study/page.html
 
 The rules (Dunefsky et al. 2024, section 5.1 and appendix H): no text of any prompt is seen before a hypothesis is
 stated, only activations, positions and circuits; what weights say without a prompt is free, de-embeddings included.
 `--restricted` also hides which features of layer 0 are on in a prompt, which nearly name its tokens. Everything asked
-for goes into `log.jsonl` with the time, and a hypothesis after the reveal is refused. Prompts are the contexts of the
-strongest examples in a corpus, cut off behind the example, as the paper takes them.
+for goes into `log.jsonl` with the time and the answer, and a hypothesis after the reveal is refused. Prompts are the
+contexts of the strongest examples in a corpus, cut off behind the example, as the paper takes them.
 
 The first command takes `--model`, `--transcoders` and `--corpus`; the others find them in the folder.
 """
@@ -29,11 +30,14 @@ from typing import Any, Literal
 import numpy as np
 
 import tcircuits as tc
+from experiments.cases import page
 from experiments.common import plain
 from experiments.lm import rows, sweeps
 from tcircuits.transcoders.evaluation.data import open_rows
 from tcircuits.transcoders.presets import usual_set
 from tcircuits.types import InputError
+from tcircuits.view.case import case_page
+from tcircuits.view.page import write_html
 
 VERDICTS = ("success", "mostly", "failure")
 LAYER_ZERO = re.compile(r"mlp0tc\[\d+\]")
@@ -59,6 +63,8 @@ class Config:
     """Show the prompts, once a hypothesis is stated."""
     verdict: Literal["success", "mostly", "failure"] | None = None
     """How well the hypothesis fits, after the reveal."""
+    page: bool = False
+    """Write page.html into the folder of a finished study."""
     model: str = "tiny"
     """Of a new study."""
     transcoders: str | None = None
@@ -150,7 +156,12 @@ class Study:
     folder: Path
     about: dict[str, Any]
     prompts: tuple[np.ndarray, ...]
-    steps: tuple[str, ...]
+    log: tuple[dict[str, Any], ...]
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What was done so far, in order."""
+        return tuple(line["step"] for line in self.log)
 
     def feature(self, i: int) -> tc.Feature:
         """The feature at the end of a prompt."""
@@ -170,7 +181,7 @@ def read(folder: Path) -> Study:
             prompts = tuple(hidden[str(i)] for i in range(len(about["values"])))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} is no study ({error}); begin one: --out {folder} without another step") from error
-    return Study(folder, about, prompts, tuple(json.loads(line)["step"] for line in lines))
+    return Study(folder, about, prompts, tuple(json.loads(line) for line in lines))
 
 
 def log(folder: Path, step: str, what: dict[str, Any]) -> None:
@@ -207,9 +218,9 @@ def look(cfg: Config, study: Study, number: int) -> None:
     """Paths into the feature on one prompt."""
     if not 0 <= number < len(study.prompts):
         raise InputError(f"--prompt {number}: this study has prompts 0..{len(study.prompts) - 1}")
-    graph = _paths(cfg, *opened(study), study, number)
-    log(study.folder, "prompt", {"number": number})
-    print(shown(study, graph.text), end="")
+    text = shown(study, _paths(cfg, *opened(study), study, number).text)
+    log(study.folder, "prompt", {"number": number, "paths": text.splitlines()})
+    print(text, end="")
 
 
 def _paths(cfg: Config, model: tc.Model, d: tc.Transcoders, study: Study, number: int) -> tc.PathGraph:
@@ -226,10 +237,12 @@ def together(cfg: Config, study: Study) -> None:
         for node in range(1, len(graph.merged.value)):
             name = shown(study, from_end(graph.node_name(node), len(tokens)))
             total[name].append(float(graph.merged.value[node]))
-    log(study.folder, "together", {})
     n = len(study.prompts)
-    for name, values in sorted(total.items(), key=lambda item: -abs(sum(item[1])))[:40]:
-        print(f"  {name:28s} {sum(values) / n:+8.3f} a prompt, in {min(len(values), n)} of {n}")
+    best = sorted(total.items(), key=lambda item: -abs(sum(item[1])))[:40]
+    rows = [(name, sum(values) / n, min(len(values), n)) for name, values in best]
+    log(study.folder, "together", {"components": rows})
+    for name, mean, there in rows:
+        print(f"  {name:28s} {mean:+8.3f} a prompt, in {there} of {n}")
 
 
 def from_end(name: str, length: int) -> str:
@@ -244,7 +257,7 @@ def weigh(cfg: Config, study: Study, which: str) -> None:
     layer, number = pair(which, "--weights")
     heads = [pair(h, "--through") for h in cfg.through]
     found = tc.feature_weights(*opened(study), layer, number, through=heads)
-    log(study.folder, "weights", {"feature": which, "through": cfg.through})
+    log(study.folder, "weights", {"feature": which, "through": cfg.through, "found": found})
     show_weights(found)
 
 
@@ -273,8 +286,7 @@ def reveal(study: Study) -> None:
 
 
 def _said(study: Study) -> str | None:
-    lines = (study.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    texts = [line["text"] for line in map(json.loads, lines) if line["step"] == "hypothesis"]
+    texts = [line["text"] for line in study.log if line["step"] == "hypothesis"]
     return texts[-1] if texts else None
 
 
@@ -291,6 +303,19 @@ def judge(study: Study, verdict: str) -> None:
     print(f"tc{study.about['layer']}[{study.about['feature']}]: {kind}, {verdict} ({_said(study)})")
 
 
+def write_case(study: Study) -> Path:
+    """The page of a finished study, in its folder.
+
+    Raises:
+        InputError: it has no verdict yet: the page shows what is hidden until then.
+    """
+    if "verdict" not in study.steps:
+        raise InputError("the study is not finished: --verdict comes before --page, which shows the prompts")
+    model, d = opened(study)
+    case = page.case_of(study.about, study.log, page.passages(model, d, study.about, study.prompts))
+    return write_html(case_page(case), study.folder / "page.html")
+
+
 def main(cfg: Config) -> None:
     """Begin, or take one step.
 
@@ -300,6 +325,7 @@ def main(cfg: Config) -> None:
     steps = {
         "prompt": cfg.prompt is not None, "together": cfg.together, "weights": cfg.weights is not None,
         "hypothesis": cfg.hypothesis is not None, "reveal": cfg.reveal, "verdict": cfg.verdict is not None,
+        "page": cfg.page,
     }  # fmt: skip
     asked = [name for name, there in steps.items() if there]
     if len(asked) > 1:
@@ -319,6 +345,8 @@ def main(cfg: Config) -> None:
             state(study, str(cfg.hypothesis))
         case "reveal":
             reveal(study)
+        case "page":
+            print(f"-> {write_case(study)}")
         case _:
             judge(study, str(cfg.verdict))
 

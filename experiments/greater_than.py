@@ -8,8 +8,9 @@ their values, the first k are kept, and the probability difference (Hanna et al.
 and for neurons. The paper does it for one MLP at the last position, and what is not kept becomes zero. Which MLP a
 model uses, and whether at the last position or at the start year's two digits, is not known beforehand: all are
 measured, with what is not kept at zero (the paper's) and at its mean over other prompts. Further rankings are controls:
-by mean size, and random among the parts that are on. Parts are ranked, means are taken and a harmful feature is looked
-for on some start years, and everything is measured on others (of the embedded model: on years that it never saw).
+by mean size, and random among the parts that are on. Parts are ranked, means are taken, a harmful feature is looked for
+and the headline's place is chosen on some start years; everything is measured on others (of the embedded model: on
+years that it never saw).
 
 The first command takes transcoders of all layers and several seeds (`experiments.lm.sweeps`, trained if they are not
 there); intervals are over the seeds (Student's t). The second takes what it is given, with the paper's prompt.
@@ -22,10 +23,11 @@ there); intervals are over the seeds (Student's t). The second takes what it is 
 - `harmful`: of the first `harmful_of` features the one whose removal helps most where it was looked for, and what its
   removal does where it was not.
 
-`headline` is the place where neurons' mean ablation costs most. That cost is of the measuring prompts, so the place is
-chosen on what it is scored on; all places are in the result.
+`headline` is where losing all neurons of an MLP costs most on the choosing half (`cost_where_chosen`): which MLP, which
+position, zero or mean. Its figures, those of all places in the result too, are of the measuring half.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -128,6 +130,12 @@ class Side:
         """Mean probability difference [K] with the first of `COUNTS` parts."""
         return self.differences(kept.prefixes(order_of(self.values, ranking, seed), COUNTS)).mean(0)
 
+    def cost_where_chosen(self) -> float:
+        """What is lost on the choosing half where nothing is kept."""
+        n = self.chosen.rows.shape[0]
+        none, full = self.differences(np.stack([np.zeros(n, bool), np.ones(n, bool)]), choosing=True).mean(0)
+        return float(full - none)
+
     def full(self) -> float:
         """With all parts."""
         return float(self.differences(np.ones((1, self.chosen.rows.shape[0]), bool)).mean())
@@ -187,6 +195,7 @@ def measured(cfg: Config, model: tc.Model, sets: dict[int, tc.Transcoders], both
             "features_of_gap": of_gap(cfg, curve, full), "neurons_of_gap": of_gap(cfg, own, real),
         })  # fmt: skip
     found = {"where": vars(where), "neurons_full": real, "cost": real - float(own[0]), "rows": rows}
+    found["cost_where_chosen"] = neurons.cost_where_chosen()
     found |= {"curves": {"features": np.stack(curves), "neurons": own}}
     return found, neurons, sides
 
@@ -211,6 +220,11 @@ def controls(cfg: Config, neurons: Side, sides: dict[int, Side]) -> dict[str, An
     return {"rankings": rankings, "harmful": [harmful(cfg, s) | {"seed": seed} for seed, s in sides.items()]}
 
 
+def headline(found: Mapping[Where, dict[str, Any]]) -> Where:
+    """Where neurons cost most on the choosing half; what was measured on the other half has no say."""
+    return max(found, key=lambda where: found[where]["cost_where_chosen"])
+
+
 def line(found: dict[str, Any]) -> dict[str, Any]:
     """A row of the table: means over the dictionaries."""
 
@@ -219,7 +233,8 @@ def line(found: dict[str, Any]) -> dict[str, Any]:
         return None if None in values else float(np.mean(values))
 
     names = ("full", "features", "neurons", "features_of_gap", "neurons_of_gap")
-    return {**found["where"], "cost": found["cost"], **{name: mean(name) for name in names}}
+    costs = {name: found[name] for name in ("cost_where_chosen", "cost")}
+    return {**found["where"], **costs, **{name: mean(name) for name in names}}
 
 
 def ratio(found: dict[str, Any], name: str) -> dict[str, Any] | None:
@@ -243,7 +258,7 @@ def main(cfg: Config) -> None:
     for where in (Where(*w) for w in product(layers, PLACES, ABSENT)):
         found[where] = measured(cfg, model, sets, both, where)
         print(line(found[where][0]), flush=True)
-    best = max((w for w in found if w.absent == "mean"), key=lambda w: found[w][0]["cost"])
+    best = headline({where: f for where, (f, *_) in found.items()})
     head, neurons, sides = found[best]
     show(f"{cfg.model}: parts needed for {cfg.share:.0%}", [line(f) for f, *_ in found.values()])
     figures = {

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -72,6 +74,48 @@ def test_a_hypothesis_comes_before_the_reveal_and_not_after(begun, capsys):
     assert "restricted blind, failure (years)" in capsys.readouterr().out
     lines = [json.loads(line) for line in (begun.out / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines][-4:] == ["hypothesis", "weights", "reveal", "verdict"]
+
+
+def test_a_finished_study_as_a_page(begun, capsys, tmp_path):
+    """Every step with its answer in order; activations of the prompts against a forward pass multiplied out here."""
+    study = read(begun.out)
+    begin_only = tmp_path / "other"
+    shutil.copytree(begun.out, begin_only)
+    (begin_only / "log.jsonl").write_text(json.dumps(study.log[0]) + "\n")
+    with pytest.raises(InputError, match="not finished"):
+        main(Config(out=begin_only, page=True))
+    assert not (begin_only / "page.html").exists()
+    text = (begun.out / "log.jsonl").read_text().replace("years", "years </script><b>")
+    (begun.out / "log.jsonl").write_text(text)
+    _step(begun, page=True)
+    assert "page.html" in capsys.readouterr().out
+    written = (begun.out / "page.html").read_text()
+    blocks = re.findall(r'<script type="application/json" id="graph-json">(.*?)</script>', written, re.S)
+    assert len(blocks) == 1
+    data = json.loads(blocks[0])
+    assert data["hypothesis"] == "years </script><b>"
+    assert data["verdict"] == "failure"
+    assert len(data["hidden"]) == 2, "restricted: layer 0 too"
+    assert [s["question"].split()[0] for s in data["steps"]] == [
+        "Began;", "Paths", "Components", "Hypothesis:", "Feature", "Reveal", "Verdict:"]  # fmt: skip
+    paths, together, weights = (data["steps"][i] for i in (1, 2, 4))
+    assert "mlp0tc[hidden]" in "".join(paths["lines"])
+    assert len(together["rows"]) == len(study.log[2]["components"]) > 3
+    assert weights["rows"][0][0]["text"] == "answers to tokens"
+    model = tc.load_model("tiny")
+    d, layer, number = (
+        tc.load_transcoders("tiny-transcoders", model=model),
+        study.about["layer"],
+        study.about["feature"],
+    )
+    for tokens, passage in zip(study.prompts, data["prompts"], strict=True):
+        x = np.asarray(tc.forward(model.cfg, model.params, tokens[None], sites=("mlp_in",)).acts["mlp_in"][layer, 0])
+        pre = x @ np.asarray(d.w_enc[layer, number]) + np.asarray(d.b_enc[layer, number])
+        expected = np.where(pre > np.asarray(d.threshold[layer, number]), pre, 0)[-48:]
+        np.testing.assert_allclose(passage["values"], expected, rtol=1e-3, atol=1e-5)
+        assert passage["words"] == [model.token(int(t)) for t in tokens[-48:]]
+        assert passage["chosen"] == len(passage["words"]) - 1
+        assert passage["cut"] == (len(tokens) > 48)
 
 
 def test_positions_from_the_end():

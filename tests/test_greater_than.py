@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tcircuits as tc
-from experiments.greater_than import COUNTS, needed
+from experiments.greater_than import COUNTS, Side, Where, headline, needed
 from experiments.years import kept, reading
 from experiments.years.prompts import difference, grammar_prompts, template_prompts
 from tcircuits.models.forward import forward
@@ -75,6 +75,35 @@ def test_needed_is_the_least_count():
     curve[50:] = 0.2
     assert needed(curve, curve[44]) == 60
     assert needed(curve, 1.0) is None
+
+
+@pytest.mark.parametrize("absent", ["zero", "mean"])
+def test_the_cost_where_chosen_is_of_the_choosing_half_alone(absent):
+    chosen, other = (grammar_prompts(MODEL, 4, 0, held_out=h) for h in (False, True))
+    side = Side(
+        MODEL, kept.neurons(MODEL, 0, chosen), kept.neurons(MODEL, 0, other), (chosen, other), Where(0, "start", absent)
+    )
+    p, hidden = MODEL.params.blocks.mlp, np.asarray(kept.neurons(MODEL, 0, chosen).value)
+    own = hidden[np.arange(4), chosen.start]
+    gone = own.mean(0) if absent == "mean" else np.zeros_like(own[0])
+    written = gone @ np.asarray(p.w_out[0]) + (0 if p.b_out is None else np.asarray(p.b_out[0]))
+    without = []
+    for tokens, last, at in zip(chosen.tokens, chosen.last, chosen.start, strict=True):
+        edits = (tc.edit("mlp_out", 0, written, position=int(at)),)
+        out = forward(MODEL.cfg, MODEL.params, jnp.asarray(tokens)[None], edits=edits).logits
+        without.append(np.asarray(out)[0, last][chosen.years])
+    expected = difference(kept.real(MODEL, chosen), chosen.yy).mean() - difference(np.stack(without), chosen.yy).mean()
+    assert side.cost_where_chosen() == pytest.approx(expected, abs=1e-4)  # float32, sums in another order
+
+
+def test_the_headline_is_chosen_without_the_measuring_half():
+    costs = {
+        Where(0, "last", "zero"): (0.2, 0.1),
+        Where(1, "start", "mean"): (0.1, 0.9),
+        Where(2, "last", "mean"): (0.3, 0.0),
+    }
+    found = {w: {"cost_where_chosen": chosen, "cost": measured} for w, (chosen, measured) in costs.items()}
+    assert headline(found) == Where(2, "last", "mean")
 
 
 def test_halves_of_a_template_share_no_year():

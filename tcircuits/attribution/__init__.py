@@ -4,12 +4,13 @@ The pure cores, for `jit`, `vmap` and meshes: `freeze`, `rows`, `expand`, `influ
 `influence_sketch`; of one prompt's heads `head_sources`, `head_loadings`, `qk_pairs`; without a prompt `pullback`,
 `through_heads`, `deembed`, `ov_norms`, `direct_logits`, `virtual_weights`, with denominators of `unit_hold`, `hold_of`
 or `mean_hold`. On top of them, for people: `attribute`, `attribute_batch`, `prune`, `scores`, `feature_weights`,
-`corpus_effects`, `attention_report`.
+`corpus_effects`, `attention_report`, `edge_report`.
 """
 
 from tcircuits.attribution.attribute import attribute
 from tcircuits.attribution.batch import attribute_batch
 from tcircuits.attribution.corpus import CorpusEffects, corpus_effects, mean_hold, top_overlap
+from tcircuits.attribution.edge_report import edge_report
 from tcircuits.attribution.expand import expand
 from tcircuits.attribution.feature_weights import feature_weights
 from tcircuits.attribution.forward_weights import direct_logits, written_streams
@@ -70,6 +71,7 @@ __all__ = [
     "corpus_effects",
     "deembed",
     "direct_logits",
+    "edge_report",
     "effects",
     "error_source",
     "expand",

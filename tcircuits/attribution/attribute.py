@@ -111,7 +111,7 @@ def resolve(
     outputs, features = [], []
     for spec in specify.listed(specs, s.position) or []:
         if isinstance(spec, specify.Feature):
-            features.append((spec, *_slot(frozen, spec, some)))
+            features.append((spec, *slot_of(frozen, spec, some)))
         else:
             outputs.append(_output(model, spec, logits, T))
     features.sort(key=lambda f: -f[0].layer)
@@ -198,8 +198,8 @@ def _output_vectors(model: Any, wanted: list[Any], dtype: Any, lanes: int) -> tu
     return vec, const
 
 
-def _slot(frozen: Frozen, spec: specify.Feature, some: Narrow | None) -> tuple[int, int]:
-    """Position and slot of a feature that is a target; it must be active on the prompt."""
+def slot_of(frozen: Frozen, spec: specify.Feature, some: Narrow | None) -> tuple[int, int]:
+    """Position and slot of a feature; it must be active on the prompt."""
     pos = specify.place(spec.position, frozen.index.shape[1])
     number = spec.index if some is None else some.here(np.array([spec.layer]), np.array([spec.index]))[0]
     here = host(frozen.valid[spec.layer, pos]) & (host(frozen.index[spec.layer, pos]) == number)
@@ -207,7 +207,7 @@ def _slot(frozen: Frozen, spec: specify.Feature, some: Narrow | None) -> tuple[i
         active = int(host(frozen.valid[spec.layer, pos]).sum())
         raise InputError(
             f"feature {spec.index} of layer {spec.layer} is not active at position {pos} ({active} others are): "
-            "only active features can be explained"
+            "only active features are nodes"
         )
     return pos, int(np.argmax(here))
 

@@ -31,6 +31,7 @@ from tcircuits.models.forward import Hold
 from tcircuits.numerics import bucket
 from tcircuits.parallel import host
 from tcircuits.transcoders.dictionary import Transcoders
+from tcircuits.transcoders.lazy import LazyTranscoders, chosen
 from tcircuits.types import Array, Float, InputError, Int
 
 
@@ -139,15 +140,17 @@ def slots_for(model: Any, d: Transcoders, rows: np.ndarray, batch: int = 8) -> i
     return min(bucket(int(max(counts))), most)
 
 
-def mean_hold(model: Any, d: Transcoders, rows: Any, *, batch: int = 8) -> Hold:
+def mean_hold(model: Any, d: Transcoders | LazyTranscoders, rows: Any, *, batch: int = 8) -> Hold:
     """Harmonic means of the norms' denominators over the positions of a corpus but the first, [L, 1].
 
-    Harmonic, because an attribution has their reciprocals as factors: 1 / hold is the mean factor.
+    Harmonic, because an attribution has their reciprocals as factors: 1 / hold is the mean factor. They are the
+    model's own; of a set on disk no feature is read.
 
     Raises:
         InputError: see `checked_rows`.
     """
     rows = checked_rows(model, rows)
+    d = chosen(d, {}).transcoders if isinstance(d, LazyTranscoders) else d
     batch = next(b for b in range(min(batch, len(rows)), 0, -1) if len(rows) % b == 0)  # means of equal parts
     rates = [_rates(model.cfg, model.params, d, tokens, 1) for tokens, _ in _batches(rows, batch)]
     return jax.tree.map(lambda *x: jnp.asarray(1.0 / np.mean([host(y) for y in x], 0))[..., None], *rates)

@@ -15,6 +15,7 @@ import numpy as np
 from tcircuits.attribution.attribute import check_match
 from tcircuits.attribution.checks import check_feature, check_heads
 from tcircuits.attribution.forward_weights import feature_reads, stream_logits, written_streams
+from tcircuits.attribution.lazy_weights import all_weights
 from tcircuits.attribution.weights import (
     deembed,
     feature_covectors,
@@ -27,6 +28,8 @@ from tcircuits.models.forward import Hold
 from tcircuits.numerics import wide
 from tcircuits.parallel import host
 from tcircuits.transcoders.dictionary import Transcoders
+from tcircuits.transcoders.lazy import LazyTranscoders, chosen
+from tcircuits.transcoders.streaming import Progress
 from tcircuits.types import Array, Float, InputError
 
 
@@ -45,6 +48,8 @@ def _numbers(
     later = jax.lax.map(lambda i: feature_reads(cfg, params, d, hold, i, streams[i])[0], layers)
     norms = ov_norms(cfg, params, d, hold, u, top)[..., 0]
     return {
+        "reads": u,
+        "streams": streams,
         "tokens": deembed(cfg, params, d, hold, u, top)[0],
         "logits": stream_logits(cfg, params, hold, streams[-1])[0],
         "earlier": earlier,
@@ -87,7 +92,7 @@ def top_features(weights: Float[np.ndarray, "L F"], k: int) -> tuple[list[Any], 
 
 def feature_weights(
     model: Any,
-    d: Transcoders,
+    d: Transcoders | LazyTranscoders,
     layer: int,
     index: int,
     *,
@@ -95,12 +100,14 @@ def feature_weights(
     hold: Hold | None = None,
     top: int = 10,
     n_heads: int = 6,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """What one feature answers to and does, from weights alone; JSON values.
 
     Args:
         model: from `load_model`.
-        d: transcoders on it, or `neurons`.
+        d: transcoders on it, or `neurons`; of a set on disk all decoders of earlier layers and all encoders of later
+            ones pass by in blocks, and of other layers only this feature's rows are read.
         layer: of the feature.
         index: its number.
         through: a chain of heads (layer, head) from the feature down; tokens and earlier features are then those that
@@ -108,6 +115,7 @@ def feature_weights(
         hold: what stands for the norms' denominators (None: ones, see `weights`).
         top: tokens and features listed on each side.
         n_heads: heads listed, by OV norm, each with the tokens that the feature would see through it.
+        progress: called with (blocks read, blocks in all), of a set on disk.
 
     Raises:
         InputError: a feature that does not exist, a chain that no path can take, nothing to list.
@@ -119,9 +127,13 @@ def feature_weights(
         raise InputError(f"top={top}, n_heads={n_heads}: list at least 1 and 0")
     chain = tuple((int(i), int(h)) for i, h in through)
     place = hold or unit_hold(model.cfg, wide(model.params.embed).dtype)
-    at = jnp.asarray(layer), jnp.asarray(index)
-    numbers = _numbers(model.cfg, model.params, d, place, *at, chain)
+    small, number = _alone(d, layer, index)
+    at = jnp.asarray(layer), jnp.asarray(number)
+    numbers = _numbers(model.cfg, model.params, small, place, *at, chain)
     found: dict[str, np.ndarray] = {k: host(x) for k, x in numbers.items()}
+    if isinstance(d, LazyTranscoders):
+        reads = numbers["reads"], chain[-1][0] if chain else layer
+        found |= all_weights(model, small, d, place, layer, reads, numbers["streams"], found, progress)
     answers, silenced = top_tokens(model, found["tokens"], top)
     promoted, suppressed = top_tokens(model, found["logits"], top)
     (excited, inhibited), (excites, inhibits) = (top_features(found[k], top) for k in ("earlier", "later"))
@@ -136,8 +148,16 @@ def feature_weights(
         "logits": {"promoted": promoted, "suppressed": suppressed},
         "earlier": {"excite": excited, "inhibit": inhibited},
         "later": {"excited": excites, "inhibited": inhibits},
-        "heads": _heads(model, d, place, at, chain, found["norms"], n_heads, top),
+        "heads": _heads(model, small, place, at, chain, found["norms"], n_heads, top),
     }
+
+
+def _alone(d: Transcoders | LazyTranscoders, layer: int, index: int) -> tuple[Transcoders, int]:
+    """A set in memory as it is; of one on disk the one feature, and its number then."""
+    if not isinstance(d, LazyTranscoders):
+        return d, index
+    some = chosen(d, {layer: [index]})
+    return some.transcoders, int(some.here(np.array([layer]), np.array([index]))[0])
 
 
 def _heads(

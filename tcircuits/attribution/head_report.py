@@ -15,10 +15,12 @@ from tcircuits.attribution.attribute import check_match, check_prompt
 from tcircuits.attribution.checks import check_head
 from tcircuits.attribution.corpus import slots_for
 from tcircuits.attribution.frozen import Frozen, freeze
+from tcircuits.attribution.narrowing import narrowed
 from tcircuits.attribution.qk import BLOCK, QKPairs, qk_pairs, source_place
 from tcircuits.parallel import host
 from tcircuits.transcoders.config import TranscoderConfig
 from tcircuits.transcoders.dictionary import Transcoders
+from tcircuits.transcoders.lazy import LazyTranscoders
 from tcircuits.types import InputError
 
 _freeze = jax.jit(freeze, static_argnames=("cfg", "n_slots"))
@@ -40,7 +42,7 @@ def source_name(model: Any, frozen: Frozen, number: int) -> str:
 
 def attention_report(
     model: Any,
-    d: Transcoders,
+    d: Transcoders | LazyTranscoders,
     prompt: Any,
     head: tuple[int, int],
     query: int,
@@ -53,7 +55,7 @@ def attention_report(
 
     Args:
         model: from `load_model`.
-        d: transcoders on it, or `neurons`.
+        d: transcoders on it, in memory or on disk, or `neurons`; heads of layer 0 read none of them.
         prompt: a text or token ids.
         head: layer and head.
         query: position that looks (negative: from the end).
@@ -88,20 +90,40 @@ def attention_report(
 
 
 def _any_layer(
-    model: Any, d: Transcoders, ids: np.ndarray, head: Any, at: int, looked: int | None, top: int, block: int
+    model: Any,
+    d: Transcoders | LazyTranscoders,
+    ids: np.ndarray,
+    head: Any,
+    at: int,
+    looked: int | None,
+    top: int,
+    block: int,
 ) -> tuple[Frozen, np.ndarray, int, QKPairs]:
     """The frozen prompt, the query's pattern, the key (the one most attended to where None is given), and pairs."""
-    frozen = _freeze(model.cfg, model.params, d, ids, n_slots=slots_for(model, d, ids[None]), origin=False)
+    small, some = narrowed(model, d, [ids], [False])
+    slots = slots_for(model, small, ids[None])
+    frozen = _freeze(model.cfg, model.params, small, ids, n_slots=slots, origin=False)
     assert frozen.hold.pattern is not None
     pattern = host(frozen.hold.pattern[head[0], head[1], at], np.float64)
     looked = int(pattern.argmax()) if looked is None else looked
     places = (jnp.asarray(x) for x in (head, at, looked))
-    pairs = _pairs(model.cfg, model.params, d, frozen, *places, n=top, block=block)
+    pairs = _pairs(model.cfg, model.params, small, frozen, *places, n=top, block=block)
+    if some is not None:  # named by their numbers in the whole set
+        index, on = np.array(frozen.index), np.nonzero(host(frozen.valid))
+        index[on] = some.whole(on[0], index[on])
+        frozen = replace(frozen, index=jnp.asarray(index))
     return frozen, pattern, looked, pairs
 
 
 def _first_layer(
-    model: Any, d: Transcoders, ids: np.ndarray, head: Any, at: int, looked: int | None, top: int, block: int
+    model: Any,
+    d: Transcoders | LazyTranscoders,
+    ids: np.ndarray,
+    head: Any,
+    at: int,
+    looked: int | None,
+    top: int,
+    block: int,
 ) -> tuple[Frozen, np.ndarray, int, QKPairs]:
     """The same in float64, on the host, of the first layer alone.
 

@@ -14,18 +14,27 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tcircuits.numerics import bucket
+from tcircuits.numerics import bucket, wide
 from tcircuits.parallel import place, shardings
 from tcircuits.transcoders.config import TranscoderConfig
 from tcircuits.transcoders.dictionary import Transcoders, spec
 from tcircuits.transcoders.opening import Opened
 from tcircuits.transcoders.pieces import Piece, scaled
-from tcircuits.transcoders.streaming import ActiveRows, Progress, active_rows, not_finite, piece_of
-from tcircuits.types import Float, InputError
+from tcircuits.transcoders.streaming import (
+    ActiveRows,
+    Progress,
+    active_rows,
+    ahead,
+    block_size,
+    not_finite,
+    piece_of,
+)
+from tcircuits.types import Array, Float, InputError
 
 BLOCK_BYTES = 32 << 20
 LEAST = 128  # features of a narrow set: prompts with fewer share their programs
@@ -34,7 +43,9 @@ Part = tuple[tuple[slice, ...], np.ndarray]  # where a part of an array lies in 
 
 @dataclass(frozen=True, eq=False)
 class LazyTranscoders:
-    """A set of dictionaries on disk. `attribute`, `attribute_batch`, `steer` and `promoted` take it.
+    """A set of dictionaries on disk.
+
+    `attribute`, `attribute_batch`, `steer`, `promoted`, `feature_weights`, `attention_report`, `edge_report` take it.
 
     Attributes:
         cfg: what the dictionaries are.
@@ -121,6 +132,78 @@ def decoders(lazy: LazyTranscoders, features: Mapping[int, Sequence[int]]) -> Na
     chosen = tuple(np.unique(np.asarray(features.get(layer, ()), np.int64)) for layer in lazy.cfg.layers)
     with _named(lazy):
         return _build(lazy, chosen, None, 8)
+
+
+def chosen(lazy: LazyTranscoders, features: Mapping[int, Sequence[int]]) -> Narrow:
+    """Given features (by layer) as a set of their own, encoders, biases and thresholds included.
+
+    Raises:
+        InputError: values that are not finite in what is read.
+    """
+    numbers = tuple(np.unique(np.asarray(features.get(layer, ()), np.int64)) for layer in lazy.cfg.layers)
+
+    def rows(name: str, slot: int) -> np.ndarray:
+        piece = piece_of(lazy.opened, name, slot)
+        axes = (slice(0, lazy.cfg.d_model),) if name == "w_enc" else ()
+        out = np.zeros((len(numbers[slot]), *(axis.stop for axis in axes)), lazy.dtype)
+        for k, i in enumerate(numbers[slot].tolist()):
+            with np.errstate(over="ignore"):
+                out[k] = lazy.opened.read(piece, (slice(i, i + 1), *axes))[0]
+        _check(piece, out)
+        return out
+
+    with _named(lazy):
+        kept = [
+            ActiveRows(
+                numbers[slot],
+                rows("w_enc", slot),
+                rows("b_enc", slot),
+                rows("threshold", slot) if "threshold" in lazy.opened.pieces else None,
+            )
+            for slot in range(len(lazy.cfg.layers))
+        ]
+        return _build(lazy, numbers, kept, 8)
+
+
+def products(
+    lazy: LazyTranscoders, name: str, vectors: Mapping[int, Float[np.ndarray, " D"]], progress: Progress | None = None
+) -> dict[int, Float[np.ndarray, " F"]]:
+    """<each row of a matrix, a vector>, for some of the matrices `w_enc` or `w_dec`, by their row of our array.
+
+    They pass by in blocks, once: what needs every feature's weight needs every row, but never all at the same time.
+
+    Args:
+        lazy: the set on disk.
+        name: `w_enc` or `w_dec`.
+        vectors: for each matrix what to multiply it with.
+        progress: called with (blocks read, blocks in all).
+
+    Raises:
+        InputError: values that are not finite in what is read.
+    """
+    F, D = lazy.cfg.d_feature, lazy.cfg.d_model
+    size = block_size(lazy.cfg, 1, lazy.dtype.itemsize, lazy.block_bytes)
+    places = [(row, slice(i, min(i + size, F))) for row in vectors for i in range(0, F, size)]
+
+    def read(row: int, part: slice) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return np.asarray(lazy.opened.read(piece_of(lazy.opened, name, row), (part, slice(0, D))), lazy.dtype)
+
+    out = {row: np.zeros(F, np.result_type(v, np.float32)) for row, v in vectors.items()}
+    with _named(lazy):
+        blocks = ahead(partial(read, *place) for place in places)
+        for i, ((row, part), block) in enumerate(zip(places, blocks, strict=True)):
+            _check(piece_of(lazy.opened, name, row), block)
+            out[row][part] = _product(block, vectors[row])
+            if progress:
+                progress(i + 1, len(places))
+    return out
+
+
+@jax.jit
+def _product(block: Float[Array, "B D"], vector: Float[Array, " D"]) -> Float[Array, " B"]:
+    with jax.default_matmul_precision("highest"):
+        return jnp.einsum("BD,D->B", wide(block), vector)
 
 
 @contextmanager

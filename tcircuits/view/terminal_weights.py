@@ -58,3 +58,22 @@ def show_attention(found: dict[str, Any]) -> None:
     for (a, x), (b, y) in zip(found["by_query"], found["by_key"], strict=True):
         sides.add_row(Text(visible(a)), f"{x:+.3f}", Text(visible(b)), f"{y:+.3f}")
     console.print(pairs, "", sides, "", f"largest gap of the sum, of its magnitudes: {found['gap']:.1e}")
+
+
+def show_edge(found: dict[str, Any]) -> None:
+    """An edge of a graph by the heads that carry it."""
+    console, (source, target) = Console(), (found["source"], found["target"])
+    title = f"{source['name']} ({source['id']}) \u2192 {visible(target['name'])} ({target['id']})"
+    table = result_table("", "path", "adds", "pattern")
+    table.add_row("through no head", f"{found['direct']:+.3g}", "")
+    for head in found["heads"]:
+        name = f"through head {head['layer']}/{head['head']} alone"
+        table.add_row(name, f"{head['adds']:+.3g}", f"{100 * head['pattern']:.1f} %")
+    table.add_row("through each other head alone", f"{found['other_heads']:+.3g}", "")
+    table.add_row("through several heads", f"{found['several']:+.3g}", "")
+    table.add_row("all", f"{found['total']:+.3g}", "")
+    stored = "" if found["in_graph"] is None else f" ({found['in_graph']:+.3g} in the graph)"
+    console.print(Text(f"{title}: {found['edge']:+.3g}{stored}", "bold"))
+    console.print(table)
+    console.print(f"pattern: how much the head attends from {target['position']} to {source['position']}")
+    console.print(f"largest gap of the sum, of its magnitudes: {found['gap']:.1e}")

@@ -252,7 +252,7 @@ function nodeHeading(graph, state, node, actions) {
       "p",
       { className: "kind" },
       glyph(node.kind),
-      ` ${KIND_NAMES[node.kind]}${parts} · ${place.where} · position ${place.pos} `,
+      ` ${KIND_NAMES[node.kind]}${parts} · ${place.where} · position ${place.pos} · id ${node.key} `,
       node.kind === "token" ? null : tokenElement(place.token),
     ),
     html(
