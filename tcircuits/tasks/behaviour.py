@@ -146,7 +146,7 @@ def save_behaviour(b: Behaviour, path: str | PathLike[str]) -> None:
     check_behaviour(b)
     stem = _stem(path)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {f"{split}.{name}": getattr(p, name) for split, p in b.splits.items() for name in ARRAYS}
+    arrays: Any = {f"{split}.{name}": getattr(p, name) for split, p in b.splits.items() for name in ARRAYS}
     draft = stem.with_name(f".{stem.name}.npz")
     with draft.open("wb") as out:
         np.savez_compressed(out, **arrays)
