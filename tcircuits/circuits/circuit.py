@@ -11,6 +11,7 @@ import numpy as np
 
 from tcircuits.circuits.units import KINDS, Units
 from tcircuits.files.limits import read_json
+from tcircuits.files.opening import open_tensors
 from tcircuits.types import Bool, Float, InputError
 
 VERSION = 1
@@ -100,15 +101,17 @@ def load_circuit(path: str | PathLike[str]) -> Circuit:
     if absent:
         raise InputError(f"no circuit at {path}: {', '.join(absent)} missing")
     head = read_json(names[0])
-    if not isinstance(head, dict) or head.get("tcircuits") != "circuit" or head.get("version") != VERSION:
+    if head.get("tcircuits") != "circuit" or head.get("version") != VERSION:
         raise InputError(f"{names[0]} is no circuit of version {VERSION}")
+    file = open_tensors(names[1])
     try:
         units = _units(head["units"])
-        with np.load(names[1], allow_pickle=False) as file:
-            mask = np.asarray(file["mask"])
-            values = np.asarray(file["scores"]) if "scores" in file.files else None
-    except (OSError, ValueError, KeyError, EOFError, TypeError) as problem:
-        raise InputError(f"{stem} is damaged ({problem})") from None
+    except (ValueError, KeyError, TypeError) as problem:
+        raise InputError(f"{names[0]} is damaged: its units are {head.get('units')} ({problem})") from None
+    if "mask" not in file.headers:
+        raise InputError(f"{names[1]} is damaged: it has no mask")
+    mask = np.asarray(file.read("mask"))
+    values = np.asarray(file.read("scores")) if "scores" in file.headers else None
     c = Circuit(units, mask, values, str(head.get("model", "")), head.get("about", {}))
     check_circuit(c)
     return c

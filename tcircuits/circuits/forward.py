@@ -144,8 +144,8 @@ def _hook(
     tokens: Array,
 ) -> MlpHook:
     """What MLPs write under a mask of features; features and errors of every layer are recorded."""
-    slots = jnp.zeros(cfg.n_layers, jnp.int32).at[jnp.asarray(units.layers)].set(jnp.arange(len(units.layers)))
-    covered = jnp.zeros(cfg.n_layers, bool).at[jnp.asarray(units.layers)].set(True)
+    slots = jnp.asarray([units.layers.index(i) if i in units.layers else 0 for i in range(cfg.n_layers)], jnp.int32)
+    covered = jnp.asarray([i in units.layers for i in range(cfg.n_layers)])
     across = d.cfg.kind == "clt"
     zero = jnp.zeros((len(units.layers), len(tokens), cfg.d_model), wide(params.embed).dtype) if across else ()
 

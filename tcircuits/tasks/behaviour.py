@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from tcircuits.files.limits import read_json
+from tcircuits.files.opening import open_tensors
 from tcircuits.types import Bool, InputError, Int
 
 Metric = Literal["logit_difference", "probability_difference"]
@@ -169,16 +170,17 @@ def load_behaviour(path: str | PathLike[str]) -> Behaviour:
     if absent:
         raise InputError(f"no behaviour at {path}: {', '.join(absent)} missing")
     head = read_json(names[0])
-    if not isinstance(head, dict) or head.get("tcircuits") != "behaviour" or head.get("version") != VERSION:
+    if head.get("tcircuits") != "behaviour" or head.get("version") != VERSION:
         raise InputError(f"{names[0]} is no behaviour of version {VERSION}")
-    wanted = [f"{split}.{name}" for split in SPLITS for name in ARRAYS]
-    try:
-        with np.load(names[1], allow_pickle=False) as file:
-            found = {name: np.asarray(file[name]) for name in wanted}
-        parts = {s: Prompts(*[found[f"{s}.{name}"] for name in ARRAYS]) for s in SPLITS}
-        b = Behaviour(str(head["name"]), str(head["model"]), head["metric"], parts, head.get("about", {}))
-    except (OSError, ValueError, KeyError, EOFError) as problem:
-        raise InputError(f"{names[1]} is damaged ({problem})") from None
+    file, wanted = open_tensors(names[1]), [f"{split}.{name}" for split in SPLITS for name in ARRAYS]
+    absent = [name for name in wanted if name not in file.headers]
+    absent += [key for key in ("name", "model", "metric") if not isinstance(head.get(key), str)]
+    if absent:
+        raise InputError(f"{stem} is damaged: {', '.join(absent)} missing")
+    found = {name: np.asarray(file.read(name)) for name in wanted}
+    parts = {s: Prompts(*[found[f"{s}.{name}"] for name in ARRAYS]) for s in SPLITS}
+    metric: Any = head["metric"]
+    b = Behaviour(head["name"], head["model"], metric, parts, head.get("about", {}))
     if any(a.dtype.kind not in "iu" for a in found.values()):
         raise InputError(f"{names[1]} is damaged: token ids must be integers")
     check_behaviour(b)
