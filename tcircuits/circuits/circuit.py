@@ -110,8 +110,8 @@ def load_circuit(path: str | PathLike[str]) -> Circuit:
         raise InputError(f"{names[0]} is damaged: its units are {head.get('units')} ({problem})") from None
     if "mask" not in file.headers:
         raise InputError(f"{names[1]} is damaged: it has no mask")
-    mask = np.asarray(file.read("mask"))
-    values = np.asarray(file.read("scores")) if "scores" in file.headers else None
+    mask = np.asarray(file.read("mask", None))
+    values = np.asarray(file.read("scores", None)) if "scores" in file.headers else None
     c = Circuit(units, mask, values, str(head.get("model", "")), head.get("about", {}))
     check_circuit(c)
     return c

@@ -1,6 +1,6 @@
 """Find a circuit: score units on one split, choose on another how many are kept."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -67,10 +67,7 @@ def discover(
     Raises:
         InputError: the model cannot do it; all and nothing cannot be told apart; no such number of units.
     """
-    if size is not None and not 1 <= size <= units.n:
-        raise InputError(f"a circuit of {size} units: give 1..{units.n}")
-    if not 0 < tolerance < 1:
-        raise InputError(f"tolerance={tolerance}: give a number between 0 and 1")
+    _check(units, size, tolerance)
     gate = check_capability(model, behaviour, least=least)
     how: Any = {"dictionary": dictionary, "ablation": ablation, "errors": errors, "batch": batch}
     scored = unit_scores(model, behaviour, units, method=method, points=points, seed=seed, **how)
@@ -84,22 +81,21 @@ def discover(
     taken = int(near[0]) if len(near) else None
     chosen = 0 if size is not None else len(counts) - 1 if taken is None else taken
     about = {
-        "method": method,
-        "signed": signed,
-        "ablation": ablation,
-        "errors": errors,
-        "dictionary": None if dictionary is None else dictionary.source or dictionary.cfg.kind,
-        "tolerance": tolerance,
-        "size_given": size,
-        "seed": seed,
-        "points": points,
-        "behaviour": told(behaviour),
-        "capability": {"n": gate.n, "exact": gate.exact, "choice": gate.choice},
+        **{"method": method, "signed": signed, "ablation": ablation, "errors": errors, "points": points, "seed": seed},
+        **{"dictionary": None if dictionary is None else dictionary.source or dictionary.cfg.kind},
+        **{"tolerance": tolerance, "size_given": size, "behaviour": told(behaviour), "capability": asdict(gate)},
         "cost": {"forwards": scored.forwards, "backwards": scored.backwards, "seconds": scored.seconds},
         "selection": {"counts": counts.tolist(), "faithfulness": f.tolist()},
     }
     circuit = Circuit(units, masks[chosen], scored.values, model.name, about)
     return circuit, scored, Choice(tuple(counts.tolist()), tuple(f.tolist()), taken)
+
+
+def _check(units: Units, size: int | None, tolerance: float) -> None:
+    if size is not None and not 1 <= size <= units.n:
+        raise InputError(f"a circuit of {size} units: give 1..{units.n}")
+    if not 0 < tolerance < 1:
+        raise InputError(f"tolerance={tolerance}: give a number between 0 and 1")
 
 
 def grid(n: int) -> np.ndarray:

@@ -145,6 +145,15 @@ def validate(
         "errors": errors or circuit.about.get("errors", "keep"),
         "batch": batch,
     }
+    masks, counts = _masks(model, behaviour, circuit, how, random, seed)
+    runs = run_circuits(model, behaviour, masks.stacked(), circuit.units, split="report", at_once=at_once, **how)
+    return _report(behaviour, circuit, how, masks, runs, counts)
+
+
+def _masks(
+    model: Model, behaviour: Behaviour, circuit: Circuit, how: Any, random: int, seed: int
+) -> tuple["Masks", np.ndarray]:
+    """All circuits that go through the model, and how many units those of the curves have."""
     masks, units, mask = Masks(), circuit.units, circuit.mask
     masks.add("nothing", np.zeros_like(mask))
     masks.add("circuit", mask)
@@ -158,13 +167,11 @@ def validate(
         for name in ("signed", "size"):
             masks.add(f"curve {name}", metrics.nested(circuit.scores, counts, signed=name == "signed"))
     inside = np.flatnonzero(mask)
-    few = len(inside) <= MOST_MINIMAL
-    if few:
+    if len(inside) <= MOST_MINIMAL:
         less = np.repeat(mask[None], len(inside), 0)
         less[np.arange(len(inside)), inside] = False
         masks.add("less", less)
-    runs = run_circuits(model, behaviour, masks.stacked(), units, split="report", at_once=at_once, **how)
-    return _report(behaviour, circuit, how, masks, runs, counts, few)
+    return masks, counts
 
 
 class Masks:
@@ -195,7 +202,6 @@ def _report(
     masks: Masks,
     runs: Runs,
     counts: np.ndarray,
-    few: bool,
 ) -> Report:
     found, full = runs.circuits, runs.model
     none = found.metric[masks.rows("nothing")][0]
@@ -214,20 +220,7 @@ def _report(
         )
 
     own = figures("circuit")
-    chance = masks.rows("random")
-    f = metrics.faithfulness(found.metric[chance], full.metric, none)
-    phi = found.right[chance].mean(1) / full.right.mean()
-    nulls = Nulls(
-        len(f),
-        float(np.quantile(f, 0.95)),
-        float(np.quantile(phi, 0.95)),
-        metrics.share_above(own.faithfulness.value, f),
-        metrics.share_above(own.phi.value, phi),
-    )
-    needed = None
-    if few:
-        less = metrics.faithfulness(found.metric[masks.rows("less")], full.metric, none)
-        needed = float(np.mean(own.faithfulness.value - less > NEEDED))
+    nulls, needed = _nulls(masks, runs, none, own), _needed(masks, runs, none, own)
     curves = {
         name: _curve(runs, masks.rows(f"curve {name}"), counts, circuit.units.n, none)
         for name in ("signed", "size")
@@ -249,6 +242,26 @@ def _report(
         metrics.equivalence(found.metric[at], full.metric),
         metrics.independence(found.metric[masks.rows("complement").start], full.metric),
     )
+
+
+def _nulls(masks: Masks, runs: Runs, none: np.ndarray, own: Figures) -> Nulls:
+    chance = masks.rows("random")
+    f = metrics.faithfulness(runs.circuits.metric[chance], runs.model.metric, none)
+    phi = runs.circuits.right[chance].mean(1) / runs.model.right.mean()
+    return Nulls(
+        len(f),
+        float(np.quantile(f, 0.95)),
+        float(np.quantile(phi, 0.95)),
+        metrics.share_above(own.faithfulness.value, f),
+        metrics.share_above(own.phi.value, phi),
+    )
+
+
+def _needed(masks: Masks, runs: Runs, none: np.ndarray, own: Figures) -> float | None:
+    if "less" not in masks.groups:
+        return None
+    less = metrics.faithfulness(runs.circuits.metric[masks.rows("less")], runs.model.metric, none)
+    return float(np.mean(own.faithfulness.value - less > NEEDED))
 
 
 def _curve(runs: Runs, rows: slice, counts: np.ndarray, n: int, none: np.ndarray) -> Curve:

@@ -177,7 +177,7 @@ def load_behaviour(path: str | PathLike[str]) -> Behaviour:
     absent += [key for key in ("name", "model", "metric") if not isinstance(head.get(key), str)]
     if absent:
         raise InputError(f"{stem} is damaged: {', '.join(absent)} missing")
-    found = {name: np.asarray(file.read(name)) for name in wanted}
+    found = {name: np.asarray(file.read(name, None)) for name in wanted}
     parts = {s: Prompts(*[found[f"{s}.{name}"] for name in ARRAYS]) for s in SPLITS}
     metric: Any = head["metric"]
     b = Behaviour(head["name"], head["model"], metric, parts, head.get("about", {}))

@@ -100,7 +100,7 @@ def test_circuits_that_cannot_be_tested_are_refused(planted, tmp_path):
         load_circuit(tmp_path / "absent")
     save_circuit(some, tmp_path / "c")
     (tmp_path / "c.npz").write_bytes(b"PK")
-    with pytest.raises(InputError, match="c.npz: it is no file of tensors"):
+    with pytest.raises(InputError, match="no file of tensors"):
         load_circuit(tmp_path / "c")
     (tmp_path / "c.json").write_text("{}")
     with pytest.raises(InputError, match="no circuit of version"):

@@ -11,10 +11,7 @@ from tcircuits.tasks.behaviour import SPLITS, check_behaviour
 from tcircuits.types import InputError
 
 SIZES = {"attribution": 6, "selection": 5, "report": 7}
-FEW = {
-    "capitals": {"attribution": 3, "selection": 3, "report": 4},
-    "two_hops": {"attribution": 4, "selection": 4, "report": 6},
-}
+FEW = dict.fromkeys(("capitals", "two_hops"), {"attribution": 3, "selection": 3, "report": 4})
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +72,7 @@ def test_the_gate(tiny, made):
     assert good.exact == good.choice == 1.0
     bad = capability(tiny, made["modular"], "report")
     assert (bad.n, bad.exact) == (7, 0.0)
-    with pytest.raises(InputError, match="cannot do 'modular'.*80 % are asked for"):
+    with pytest.raises(InputError, match=r"cannot do 'modular'.*80 % are asked for"):
         check_capability(tiny, made["modular"])
 
 
@@ -90,7 +87,7 @@ def test_files_come_back_and_damaged_ones_are_refused(made, tmp_path):
     assert sorted(f.name for f in (tmp_path / "deep").iterdir()) == ["b.json", "b.npz"]
     whole = (tmp_path / "deep" / "b.npz").read_bytes()
     (tmp_path / "deep" / "b.npz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.raises(InputError, match=r"b\.npz"):
         load_behaviour(tmp_path / "deep" / "b")
     (tmp_path / "deep" / "b.json").write_text('{"tcircuits": "graph"}')
     with pytest.raises(InputError, match="no behaviour of version"):
