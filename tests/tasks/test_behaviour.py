@@ -11,7 +11,7 @@ from tcircuits.tasks.behaviour import SPLITS, check_behaviour
 from tcircuits.types import InputError
 
 SIZES = {"attribution": 6, "selection": 5, "report": 7}
-FEW = dict.fromkeys(("capitals", "two_hops"), {"attribution": 3, "selection": 3, "report": 4})
+FEW = {task: {"attribution": 3, "selection": 3, "report": 4} for task in ("capitals", "two_hops")}
 
 
 @pytest.fixture(scope="module")
