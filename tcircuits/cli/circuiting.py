@@ -1,9 +1,9 @@
 """`tcircuits discover` and `tcircuits validate`."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
@@ -86,13 +86,8 @@ def discover(cfg: Discover) -> None:
         seed=cfg.seed,
     )
     tc.save_behaviour(behaviour, cfg.out / BEHAVIOUR)
-    about: dict[str, Any] = {
-        "source": cfg.model,
-        "transcoders": None if d is None else name,
-        "choose": list(cfg.choose),
-    }
-    circuit = type(circuit)(circuit.units, circuit.mask, circuit.scores, circuit.model, dict(circuit.about) | about)
-    tc.save_circuit(circuit, cfg.out / CIRCUIT)
+    where = {"source": cfg.model, "transcoders": None if d is None else name, "choose": list(cfg.choose)}
+    tc.save_circuit(replace(circuit, about=dict(circuit.about) | where), cfg.out / CIRCUIT)
     if cfg.json:
         print_json({"units": circuit.labels(), "of": units.n, "seconds": scores.seconds, "out": str(cfg.out)})
         return

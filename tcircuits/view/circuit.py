@@ -8,13 +8,14 @@ from rich.console import Console
 from rich.text import Text
 
 from tcircuits.circuits.circuit import Circuit
-from tcircuits.circuits.validate import Figures, Report
+from tcircuits.circuits.metrics import LEAST_ERRORS
+from tcircuits.circuits.validate import NEEDED, Figures, Report
 from tcircuits.transcoders.evaluation.intervals import Interval
 from tcircuits.view.chart import Chart, Line
 from tcircuits.view.report import report_table, write_report
 from tcircuits.view.terminal import result_table
 
-COLUMNS = ("kept", "units", "faithfulness", "right, of the model's", "KL", "as the model: right", "as the model: wrong")
+COLUMNS = ("kept", "units", "faithfulness", "phi", "KL", "A_ok", "A_err")
 CURVES = {"signed": "ranked by score", "size": "ranked by the score's size"}
 
 
@@ -26,15 +27,8 @@ def _interval(x: Interval | None) -> str:
 
 def _row(name: str, f: Figures) -> list[str]:
     err = _interval(f.err.share) if f.err.share else f"n/a (n = {f.err.n})"
-    return [
-        name,
-        f"{f.units:,}",
-        _interval(f.faithfulness),
-        _interval(f.phi),
-        f"{f.kl:.3f}",
-        _interval(f.ok.share),
-        err,
-    ]
+    shares = _interval(f.faithfulness), _interval(f.phi)
+    return [name, f"{f.units:,}", *shares, f"{f.kl:.3f}", _interval(f.ok.share), err]
 
 
 def rows(report: Report) -> list[list[str]]:
@@ -51,38 +45,36 @@ def remarks(report: Report) -> list[str]:
     """What else the test found, in sentences."""
     n = report.nulls
     found = [
-        f"Random circuits with as many units in every kind and layer reach its faithfulness with p = "
-        f"{n.p_faithfulness:.3f}, its share right with p = {n.p_phi:.3f}.",
-        f"Equivalence: the circuit does better than the model as often as worse, p = {report.p_equivalence:.3g} (small: "
-        "not equivalent).",
-        f"Independence: what is left without it knows nothing about the task, p = {report.p_independence:.3g} (small: it "
-        "does).",
+        "phi: right answers as a share of the model's; A_ok and A_err: the model's own choice kept, where the model is "
+        f"right and where it is wrong (told from {LEAST_ERRORS} errors on); KL in nats.",
+        "Random circuits with as many units in every kind and layer reach its faithfulness with p = "
+        f"{n.p_faithfulness:.3f}, its phi with p = {n.p_phi:.3f}.",
+        f"Equivalence: does better than the model as often as worse, p = {report.p_equivalence:.3g} (small: it does not).",
+        "Independence: what is left without it knows nothing about the task, p = "
+        f"{report.p_independence:.3g} (small: it knows something).",
     ]
     if report.needed is not None:
-        found.append(
-            f"{100 * report.needed:.0f} % of its units are needed: without one of them it loses more than 0.01."
-        )
+        share = f"{100 * report.needed:.0f} %"
+        found.append(f"Minimality: {share} of its units cost more than {NEEDED} of faithfulness when taken out.")
     for name, c in report.curves.items():
-        found.append(
-            f"Circuits {CURVES[name]}: CMD {c.CMD:.3f}, CPR {c.CPR:.3f}, area of the share right {c.accuracy_area:.3f}, of "
-            f"KL {c.kl_area:.3f}."
-        )
+        areas = f"CMD {c.CMD:.3f}, CPR {c.CPR:.3f}, accuracy {c.accuracy_area:.3f}, KL {c.kl_area:.3f}"
+        found.append(f"Areas over size, {CURVES[name]}: {areas}.")
     return found
 
 
 def caption(report: Report) -> str:
     """What was measured on what."""
-    b = report.about["behaviour"]
+    b, m = report.about["behaviour"], report.model
     return (
         f"{b['model']}, {b['name']}: {report.about['prompts']} prompts that chose nothing; ablation: "
         f"{report.about['ablation']}, errors: {report.about['errors']}; {b['metric'].replace('_', ' ')} of the model "
-        f"{report.model['metric']:.3f}, right {100 * report.model['right']:.0f} %. Brackets: 95 % intervals over prompts."
+        f"{m['metric']:.3f}, right {100 * m['right']:.0f} %. Brackets: 95 % intervals over prompts."
     )
 
 
 def charts(report: Report) -> list[Chart]:
     """Faithfulness, share right and KL over the share of units kept."""
-    names = ("faithfulness", "right"), ("right", "right"), ("kl", "KL (nats)")
+    names = ("faithfulness", "faithfulness"), ("right", "share of prompts"), ("kl", "nats")
     if not report.curves:
         return []
 
@@ -124,9 +116,8 @@ def write_page(report: Report, circuit: Circuit, target: Path) -> Path:
         report_table("Units", ("", "unit", "score"), units) + more,
     ]
     b: Mapping[str, Any] = report.about["behaviour"]
-    return write_report(
-        target, f"{b['name']} in {b['model']}: a circuit of {circuit.size} units", caption(report), "".join(body)
-    )
+    title = f"{b['name']} in {b['model']}: a circuit of {circuit.size} units"
+    return write_report(target, title, caption(report), "".join(body))
 
 
 def _score(circuit: Circuit, label: str, place: int) -> str:
