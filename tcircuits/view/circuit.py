@@ -49,7 +49,8 @@ def remarks(report: Report) -> list[str]:
         f"right and where it is wrong (told from {LEAST_ERRORS} errors on); KL in nats.",
         "Random circuits with as many units in every kind and layer reach its faithfulness with p = "
         f"{n.p_faithfulness:.3f}, its phi with p = {n.p_phi:.3f}.",
-        f"Equivalence: does better than the model as often as worse, p = {report.p_equivalence:.3g} (small: it does not).",
+        "Equivalence: does better than the model as often as worse, p = "
+        f"{report.p_equivalence:.3g} (small: it does not).",
         "Independence: what is left without it knows nothing about the task, p = "
         f"{report.p_independence:.3g} (small: it knows something).",
     ]
