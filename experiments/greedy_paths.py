@@ -17,7 +17,7 @@ import numpy as np
 
 import tcircuits as tc
 from experiments.common import save, show
-from experiments.lm import grammars
+from tcircuits.tasks import grammars
 from tcircuits.transcoders.evaluation.intervals import interval, resampled
 
 

@@ -27,10 +27,11 @@ from experiments.common import ROOT, save, show
 from experiments.greater_than import told
 from experiments.known.scoring import Scored, Sparse, score
 from experiments.known.variables import Annotated, annotate
-from experiments.lm import grammars, sweeps
+from experiments.lm import sweeps
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.forward import forward, mlp_hidden
 from tcircuits.models.params import Params
+from tcircuits.tasks import grammars
 from tcircuits.transcoders.dictionary import encode
 from tcircuits.transcoders.evaluation.intervals import interval, resampled
 from tcircuits.types import Array, Float, Int

@@ -25,11 +25,11 @@ import numpy as np
 
 import tcircuits as tc
 from experiments.common import fresh, save, show
-from experiments.lm import grammars
 from experiments.toys import random_dictionary, random_model
 from tcircuits.attribution.corpus import slots_for
 from tcircuits.attribution.frozen import Frozen, freeze
 from tcircuits.attribution.qk import head_scores, head_side, qk_pairs, source_place
+from tcircuits.tasks import grammars
 from tcircuits.transcoders.dictionary import Transcoders
 from tcircuits.transcoders.evaluation.intervals import interval, resampled
 

@@ -2,7 +2,7 @@
 
 >>> import tcircuits as tc
 >>> sorted(name for name in dir(tc) if name.startswith("load"))
-['load_graph', 'load_model', 'load_paths', 'load_transcoders']
+['load_behaviour', 'load_circuit', 'load_graph', 'load_model', 'load_paths', 'load_transcoders']
 
 Names are imported when they are first used: `import tcircuits` starts no JAX backend and loads none of the heavy
 libraries.
@@ -52,6 +52,17 @@ if TYPE_CHECKING:
     )
     from tcircuits.attribution.graph_io import load_graph, save_graph
     from tcircuits.attribution.paths import PathGraph, find_paths, load_paths, save_paths
+    from tcircuits.circuits import (
+        Circuit,
+        Report,
+        discover,
+        load_circuit,
+        run_circuits,
+        save_circuit,
+        unit_scores,
+        units_of,
+        validate,
+    )
     from tcircuits.interventions import feature_edit, intervene, steer
     from tcircuits.models.edits import Edit, edit
     from tcircuits.models.folding import fold
@@ -59,6 +70,7 @@ if TYPE_CHECKING:
     from tcircuits.models.generate import generate
     from tcircuits.models.loading import load_model
     from tcircuits.models.model import Model, save_model
+    from tcircuits.tasks import Behaviour, check_capability, load_behaviour, make_behaviour, save_behaviour
     from tcircuits.transcoders.dictionary import Transcoders
     from tcircuits.transcoders.lazy import LazyTranscoders
     from tcircuits.transcoders.loading import load_transcoders, open_transcoders
@@ -106,6 +118,17 @@ _HOME = {
     ),
     "tcircuits.attribution.graph_io": ("load_graph", "save_graph"),
     "tcircuits.attribution.paths": ("PathGraph", "find_paths", "load_paths", "save_paths"),
+    "tcircuits.circuits": (
+        "Circuit",
+        "Report",
+        "discover",
+        "load_circuit",
+        "run_circuits",
+        "save_circuit",
+        "unit_scores",
+        "units_of",
+        "validate",
+    ),
     "tcircuits.interventions": ("feature_edit", "intervene", "steer"),
     "tcircuits.models.edits": ("Edit", "edit"),
     "tcircuits.models.folding": ("fold",),
@@ -113,6 +136,7 @@ _HOME = {
     "tcircuits.models.generate": ("generate",),
     "tcircuits.models.loading": ("load_model",),
     "tcircuits.models.model": ("Model", "save_model"),
+    "tcircuits.tasks": ("Behaviour", "check_capability", "load_behaviour", "make_behaviour", "save_behaviour"),
     "tcircuits.transcoders.dictionary": ("Transcoders",),
     "tcircuits.transcoders.lazy": ("LazyTranscoders",),
     "tcircuits.transcoders.loading": ("load_transcoders", "open_transcoders"),
@@ -124,6 +148,8 @@ _HOME = {
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "Behaviour",
+    "Circuit",
     "Difference",
     "Direction",
     "Edit",
@@ -135,15 +161,18 @@ __all__ = [
     "Model",
     "Output",
     "PathGraph",
+    "Report",
     "Timings",
     "Transcoders",
     "__version__",
     "attention_report",
     "attribute",
     "attribute_batch",
+    "check_capability",
     "corpus_effects",
     "deembed",
     "direct_logits",
+    "discover",
     "edge_report",
     "edit",
     "effects",
@@ -163,10 +192,13 @@ __all__ = [
     "influence",
     "influence_sketch",
     "intervene",
+    "load_behaviour",
+    "load_circuit",
     "load_graph",
     "load_model",
     "load_paths",
     "load_transcoders",
+    "make_behaviour",
     "mean_hold",
     "open_transcoders",
     "ov_norms",
@@ -175,6 +207,9 @@ __all__ = [
     "pullback",
     "qk_pairs",
     "rows",
+    "run_circuits",
+    "save_behaviour",
+    "save_circuit",
     "save_graph",
     "save_model",
     "save_paths",
@@ -183,6 +218,9 @@ __all__ = [
     "steer",
     "through_heads",
     "unit_hold",
+    "unit_scores",
+    "units_of",
+    "validate",
     "virtual_weights",
     "write_page",
 ]

@@ -6,7 +6,7 @@ import scipy.sparse
 import tcircuits as tc
 from experiments.known.scoring import QUANTILES, score
 from experiments.known.variables import annotate
-from experiments.lm import grammars
+from tcircuits.tasks import grammars
 
 BACKEND = tc.load_model("tiny").tokenizer.backend
 

@@ -17,10 +17,11 @@ from scipy.stats import binomtest
 
 import tcircuits as tc
 from experiments import tiny_lm
-from experiments.lm import corpus, families, grammars, measure, tokenizer, trainer, words
+from experiments.lm import corpus, families, measure, tokenizer, trainer
 from tcircuits.models.builtin import ASSETS
 from tcircuits.models.forward import forward
 from tcircuits.models.params import init
+from tcircuits.tasks import grammars, words
 from tcircuits.types import InputError
 
 TINY = ASSETS / "tiny"

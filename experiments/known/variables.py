@@ -17,8 +17,8 @@ import numpy as np
 import scipy.sparse
 import tokenizers
 
-from experiments.lm import words
-from experiments.lm.grammars import Example
+from tcircuits.tasks import words
+from tcircuits.tasks.grammars import Example
 
 CLASSES: dict[str, frozenset[str]] = {
     "name": frozenset(words.NAMES),

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from experiments.lm import grammars
 from tcircuits.models.builtin import package_file
+from tcircuits.tasks import grammars
 
 SNIPPET = (8, 33)  # tokens of a snippet of prose: least, most + 1
 REPEAT = (12, 64)  # tokens of a repeated window

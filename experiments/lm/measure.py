@@ -22,11 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import tcircuits as tc
-from experiments.lm import corpus, grammars, words
+from experiments.lm import corpus
 from experiments.lm.trainer import token_losses
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.forward import forward
 from tcircuits.models.params import Params
+from tcircuits.tasks import grammars, words
 from tcircuits.types import Array
 
 HEADLINE = {"agreement": "pair"}  # else "top"

@@ -12,7 +12,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from experiments.lm import grammars, words
+from tcircuits.tasks import grammars, words
 from tcircuits.types import InputError
 
 BOS = "<bos>"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import tcircuits as tc
-from experiments.lm import grammars
+from tcircuits.tasks import grammars
 from tcircuits.types import InputError
 
 

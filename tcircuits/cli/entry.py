@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from tcircuits.cli.circuiting import Discover, Validate, discover, validate
 from tcircuits.cli.dictionaries import Eval, Tokenize, evaluate, tokenize
 from tcircuits.cli.features import Features, features
 from tcircuits.cli.files import Convert, Info, convert, info
@@ -26,6 +27,8 @@ RUN: dict[type, Callable[[Any], None]] = {
     Intervene: intervene,
     Weights: weights,
     Attention: attention,
+    Discover: discover,
+    Validate: validate,
     Tokenize: tokenize,
     Train: train,
     Sweep: sweep,

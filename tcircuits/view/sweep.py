@@ -3,7 +3,6 @@
 Everything is drawn from the JSON object of the sweep (`sweep.json`) and the members' `metrics.jsonl`.
 """
 
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from tcircuits.transcoders.training.folder import read_metrics
 from tcircuits.view.chart import Chart, Line
+from tcircuits.view.report import report_table, write_report
 from tcircuits.view.terminal import result_table
 
 LABELS = {"transcoder": "transcoders", "skip": "skip transcoders", "sae": "SAEs", "clt": "cross-layer transcoders"}
@@ -257,22 +257,8 @@ def write_page(told: Told, run: Path) -> Path:
         if charts
     ]
     tables = [("At equal L0", VERSUS, versus(told)), ("Members", COLUMNS, table(told))]
-    body[1:1] = [_table(*t) for t in tables if t[2]]
-    title = html.escape(f"Sweep {run.resolve().name}")
-    page = _PAGE.format(title=title, caption=html.escape(_caption(told)), body="".join(body))
-    target = run / "report.html"
-    draft = target.with_name(".report.html")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(target)
-    return target.resolve()
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def cells(values: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(v)}</{tag}>" for v in values) + "</tr>"
-
-    lines = "".join(cells(row, "td") for row in rows)
-    return f"<h2>{title}</h2><div class='wide'><table>{cells(columns, 'th')}{lines}</table></div>"
+    body[1:1] = [report_table(*t) for t in tables if t[2]]
+    return write_report(run / "report.html", f"Sweep {run.resolve().name}", _caption(told), "".join(body))
 
 
 BARS = (
@@ -280,24 +266,3 @@ BARS = (
     "model and the model with the same MLPs replaced by their mean output, or by zero.</p>"
 )
 SHADES = "<p>Darker lines have a larger k or penalty; the pointer shows a line's name.</p>"
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<link rel="icon" href="data:,">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem; color: #1b1e23 }}
-h1 {{ font-size: 1.3rem; margin-bottom: .2rem }} h2 {{ font-size: 1.05rem; margin: 2rem 0 .6rem }}
-p {{ color: #555; margin-top: 0 }}
-.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem }}
-.wide {{ overflow-x: auto }} svg {{ width: 100%; height: auto; border-radius: 4px }}
-table {{ border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; white-space: nowrap }}
-th, td {{ text-align: right; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #e4e7eb }}
-th:first-child, td:first-child {{ text-align: left }} th {{ font-weight: 600 }}
-@media (prefers-color-scheme: dark) {{
-  body {{ background: #16181c; color: #e6e8eb }} p {{ color: #aab }} th, td {{ border-color: #2c3036 }}
-}}
-</style>
-<h1>{title}</h1><p>{caption}</p>
-{body}
-</html>
-"""

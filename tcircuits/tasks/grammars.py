@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.lm import words
+from tcircuits.tasks import words
 from tcircuits.types import InputError
 
 MODULUS = 23

@@ -1,0 +1,29 @@
+"""Circuits of a behaviour: units, running many of them, scores, discovery, and the test of what was found.
+
+units = tc.units_of(model.cfg, ("head", "mlp"))
+circuit, _, _ = tc.discover(model, behaviour, units, method="ig")
+report = tc.validate(model, behaviour, circuit)
+"""
+
+from tcircuits.circuits.circuit import Circuit, load_circuit, save_circuit
+from tcircuits.circuits.discover import discover
+from tcircuits.circuits.running import Answers, Runs, run_circuits
+from tcircuits.circuits.scores import UnitScores, unit_scores
+from tcircuits.circuits.units import Units, units_of
+from tcircuits.circuits.validate import Report, validate
+
+__all__ = [
+    "Answers",
+    "Circuit",
+    "Report",
+    "Runs",
+    "UnitScores",
+    "Units",
+    "discover",
+    "load_circuit",
+    "run_circuits",
+    "save_circuit",
+    "unit_scores",
+    "units_of",
+    "validate",
+]

@@ -1,0 +1,105 @@
+"""Find a circuit: score units on one split, choose on another how many are kept."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from tcircuits.circuits.circuit import Circuit
+from tcircuits.circuits.forward import Errors
+from tcircuits.circuits.metrics import SHARES, check_range, counts_of, faithfulness, nested
+from tcircuits.circuits.running import Ablation, run_circuits
+from tcircuits.circuits.scores import POINTS, Method, UnitScores, unit_scores
+from tcircuits.circuits.units import Units
+from tcircuits.models.model import Model
+from tcircuits.tasks.behaviour import Behaviour, told
+from tcircuits.tasks.gate import LEAST, check_capability
+from tcircuits.transcoders.dictionary import Transcoders
+from tcircuits.types import InputError
+
+TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Circuits of growing size on the selection split: units, faithfulness, which was taken (None: none is near)."""
+
+    counts: tuple[int, ...]
+    faithfulness: tuple[float, ...]
+    taken: int | None
+
+
+def discover(
+    model: Model,
+    behaviour: Behaviour,
+    units: Units,
+    *,
+    method: Method = "ig",
+    size: int | None = None,
+    tolerance: float = TOLERANCE,
+    signed: bool = True,
+    least: float = LEAST,
+    dictionary: Transcoders | None = None,
+    ablation: Ablation = "resample",
+    errors: Errors = "keep",
+    points: int = POINTS,
+    batch: int = 16,
+    seed: int = 0,
+) -> tuple[Circuit, UnitScores, Choice]:
+    """The smallest circuit of the best units whose faithfulness is within `tolerance` of 1 on the selection split.
+
+    Args:
+        model: from `load_model`.
+        behaviour: units are scored on its attribution split, their number is chosen on its selection split.
+        units: what a circuit may consist of.
+        method: of `scores`.
+        size: take so many units instead.
+        tolerance: how far from 1 the faithfulness may be, on either side.
+        signed: rank by score; otherwise by its size.
+        least: capability that is asked for on the selection split; 0 asks for none.
+        dictionary: as in `run_circuits`.
+        ablation: as there.
+        errors: as there.
+        points: of `ig`.
+        batch: prompts that run together.
+        seed: of `random`.
+
+    Raises:
+        InputError: the model cannot do it; all and nothing cannot be told apart; no such number of units.
+    """
+    _check(units, size, tolerance)
+    gate = check_capability(model, behaviour, least=least)
+    how: Any = {"dictionary": dictionary, "ablation": ablation, "errors": errors, "batch": batch}
+    scored = unit_scores(model, behaviour, units, method=method, points=points, seed=seed, **how)
+    counts = np.unique(counts_of(grid(units.n), units.n)) if size is None else np.array([size])
+    masks = np.concatenate([nested(scored.values, counts, signed=signed), np.zeros((1, units.n), bool)])
+    runs = run_circuits(model, behaviour, masks, units, split="selection", **how)
+    none = runs.circuits.metric[-1]
+    check_range(runs.model.metric, none)
+    f = faithfulness(runs.circuits.metric[:-1], runs.model.metric, none)
+    near = np.flatnonzero(np.abs(1 - f) <= tolerance)
+    taken = int(near[0]) if len(near) else None
+    chosen = 0 if size is not None else len(counts) - 1 if taken is None else taken
+    about = {
+        **{"method": method, "signed": signed, "ablation": ablation, "errors": errors, "points": points, "seed": seed},
+        **{"dictionary": None if dictionary is None else dictionary.source or dictionary.cfg.kind},
+        **{"tolerance": tolerance, "size_given": size, "behaviour": told(behaviour), "capability": asdict(gate)},
+        "cost": {"forwards": scored.forwards, "backwards": scored.backwards, "seconds": scored.seconds},
+        "selection": {"counts": counts.tolist(), "faithfulness": f.tolist()},
+    }
+    circuit = Circuit(units, masks[chosen], scored.values, model.name, about)
+    return circuit, scored, Choice(tuple(counts.tolist()), tuple(f.tolist()), taken)
+
+
+def _check(units: Units, size: int | None, tolerance: float) -> None:
+    if size is not None and not 1 <= size <= units.n:
+        raise InputError(f"a circuit of {size} units: give 1..{units.n}")
+    if not 0 < tolerance < 1:
+        raise InputError(f"tolerance={tolerance}: give a number between 0 and 1")
+
+
+def grid(n: int) -> np.ndarray:
+    """Shares of n units that are tried: all counts up to 64, then steps of a tenth, and the shares of the curves."""
+    few = np.arange(1, min(n, 64) + 1)
+    more = np.geomspace(64, n, max(2, int(np.log(n / 64) / np.log(1.1)))) if n > 64 else np.zeros(0)
+    return np.unique(np.concatenate([few, more, np.asarray(SHARES) * n]).clip(1, n)) / n

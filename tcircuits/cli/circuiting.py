@@ -1,0 +1,158 @@
+"""`tcircuits discover` and `tcircuits validate`."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from tcircuits.cli import common
+from tcircuits.cli.common import Repeated, check_folder, print_json, write_text
+from tcircuits.types import InputError
+
+BEHAVIOUR, CIRCUIT, REPORT = "behaviour", "circuit", "report"
+
+
+@dataclass(frozen=True)
+class Discover:
+    """Find the units that a behaviour needs: scored on one split of prompts, their number chosen on another."""
+
+    task: str
+    """ioi, greater_than, induction, agreement, agreement_across, pronoun, modular, capitals or two_hops."""
+    out: Path
+    """Folder for the behaviour and the circuit."""
+    model: str = common.MODEL
+    """A built-in name, a folder, a .gguf file, or a hub id."""
+    units: str = "head,mlp"
+    """Kinds of units: head, attn, mlp, feature."""
+    transcoders: str | None = None
+    """The dictionary of `feature` units; default: the model's own set, or its neurons."""
+    choose: Repeated = ()
+    """What the files of transcoders leave open, NAME=VALUE (repeatable)."""
+    method: Literal["gradient", "ig", "exact", "activation", "random"] = "ig"
+    """How units are scored."""
+    size: int | None = None
+    """Take so many units; default: the fewest whose faithfulness is within --tolerance of 1."""
+    tolerance: float = 0.1
+    """How far from 1 the faithfulness may be."""
+    ablation: Literal["resample", "mean", "zero"] = "resample"
+    """What stands in the place of units outside: their value on the counterfactual prompt, their mean, or zero."""
+    errors: Literal["keep", "ablate", "clean"] = "keep"
+    """What MLPs write beyond their features: computed anew, ablated as units are, or that of the clean run."""
+    prompts: tuple[int, int, int] | None = None
+    """Prompts of the splits attribution, selection and report."""
+    least: float = 0.8
+    """Share of prompts that the model must get right."""
+    seed: int = 0
+    """Of the prompts."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
+
+
+def discover(cfg: Discover) -> None:
+    """Run `tcircuits discover`."""
+    from tcircuits.tasks import SPLITS, TASKS
+    from tcircuits.transcoders.options import parse_choices
+
+    if cfg.task not in TASKS:
+        raise InputError(f"task {cfg.task!r} is unknown; there are {', '.join(TASKS)}")
+    check_folder(cfg.out, "--out")
+    if cfg.out.is_dir() and any(cfg.out.iterdir()):
+        raise InputError(f"--out {cfg.out} is not empty; give a new folder")
+    choices, kinds = parse_choices(cfg.choose), tuple(kind.strip() for kind in cfg.units.split(","))
+    common.start_jax()
+    import tcircuits as tc
+    from tcircuits.transcoders.presets import usual_set
+    from tcircuits.view.circuit import show_choice
+
+    model = tc.load_model(cfg.model)
+    sizes = None if cfg.prompts is None else dict(zip(SPLITS, cfg.prompts, strict=True))
+    behaviour = tc.make_behaviour(model, cfg.task, sizes=sizes, seed=cfg.seed)
+    name = cfg.transcoders or usual_set(cfg.model)
+    d = tc.load_transcoders(name, model=model, **choices) if "feature" in kinds else None
+    units = tc.units_of(model.cfg, kinds, None if d is None else d.cfg)
+    circuit, scores, choice = tc.discover(
+        model,
+        behaviour,
+        units,
+        method=cfg.method,
+        size=cfg.size,
+        tolerance=cfg.tolerance,
+        least=cfg.least,
+        dictionary=d,
+        ablation=cfg.ablation,
+        errors=cfg.errors,
+        seed=cfg.seed,
+    )
+    tc.save_behaviour(behaviour, cfg.out / BEHAVIOUR)
+    where = {"source": cfg.model, "transcoders": None if d is None else name, "choose": list(cfg.choose)}
+    tc.save_circuit(replace(circuit, about=dict(circuit.about) | where), cfg.out / CIRCUIT)
+    if cfg.json:
+        print_json({"units": circuit.labels(), "of": units.n, "seconds": scores.seconds, "out": str(cfg.out)})
+        return
+    show_choice(circuit, choice.counts, choice.faithfulness, choice.taken)
+    print(f"written to {cfg.out}; test it: tcircuits validate {cfg.out}")
+
+
+@dataclass(frozen=True)
+class Validate:
+    """Test a circuit on prompts that chose nothing, beside its nulls and baselines."""
+
+    folder: tyro.conf.Positional[Path]
+    """What `tcircuits discover` wrote; report.json and report.html are put there."""
+    model: str | None = None
+    """Where the model is; default: where it was for `discover`."""
+    transcoders: str | None = None
+    """Where the dictionary is; default: likewise."""
+    ablation: Literal["resample", "mean", "zero"] | None = None
+    """Another ablation than the circuit was found with."""
+    errors: Literal["keep", "ablate", "clean"] | None = None
+    """Another treatment of errors."""
+    random: int = 100
+    """Random circuits."""
+    seed: int = 0
+    """Of random circuits."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
+
+
+def validate(cfg: Validate) -> None:
+    """Run `tcircuits validate`."""
+    if not cfg.folder.is_dir():
+        raise InputError(f"{cfg.folder} is no folder; give what `tcircuits discover` wrote")
+    check_folder(cfg.folder, "the folder")
+    from tcircuits.circuits import load_circuit
+    from tcircuits.tasks import load_behaviour
+    from tcircuits.transcoders.options import parse_choices
+
+    behaviour, circuit = load_behaviour(cfg.folder / BEHAVIOUR), load_circuit(cfg.folder / CIRCUIT)
+    source = cfg.model or circuit.about.get("source")
+    if not source:
+        raise InputError("the circuit does not say where its model is: give --model")
+    choices = parse_choices(tuple(circuit.about.get("choose", ())))
+    common.start_jax()
+    import tcircuits as tc
+    from tcircuits.view.circuit import show_report, write_page
+
+    model = tc.load_model(source)
+    name = cfg.transcoders or circuit.about.get("transcoders")
+    needs = "feature" in circuit.units.kinds
+    d = tc.load_transcoders(name, model=model, **choices) if needs and name else None
+    report = tc.validate(
+        model,
+        behaviour,
+        circuit,
+        dictionary=d,
+        ablation=cfg.ablation,
+        errors=cfg.errors,
+        random=cfg.random,
+        seed=cfg.seed,
+    )
+    write_text(cfg.folder / f"{REPORT}.json", json.dumps(report.as_dict(), indent=1, allow_nan=False) + "\n")
+    page = write_page(report, circuit, cfg.folder / f"{REPORT}.html")
+    if cfg.json:
+        print_json(report.as_dict())
+        return
+    show_report(report)
+    print(f"page: {page}")

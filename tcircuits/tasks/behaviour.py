@@ -1,0 +1,202 @@
+"""A behaviour: what a model is asked, what it is asked instead, which answers are right, and how that is measured.
+
+A prompt and its counterfactual are as long as each other. Prompts of one split are padded on the left, so that the
+answer always follows the last position. No text stands in two splits: what finds a circuit (`attribution`), what
+chooses among circuits (`selection`) and what they are reported on (`report`) are apart.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from tcircuits.files.limits import read_json
+from tcircuits.files.opening import open_tensors
+from tcircuits.types import Bool, InputError, Int
+
+Metric = Literal["logit_difference", "probability_difference"]
+SPLITS = ("attribution", "selection", "report")
+ARRAYS = ("clean", "other", "padding", "right", "wrong")
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """N prompts of at most T tokens.
+
+    Attributes:
+        clean: the prompts, [N, T].
+        other: their counterfactuals, [N, T]: the answer that is wrong after `clean` is right after these.
+        padding: how many positions at the start are none, [N].
+        right, wrong: token ids of right and wrong answers, [N, A] and [N, W], filled up with -1.
+    """
+
+    clean: Int[np.ndarray, "N T"]
+    other: Int[np.ndarray, "N T"]
+    padding: Int[np.ndarray, " N"]
+    right: Int[np.ndarray, "N A"]
+    wrong: Int[np.ndarray, "N W"]
+
+    @property
+    def n(self) -> int:
+        """How many prompts."""
+        return len(self.clean)
+
+    @property
+    def valid(self) -> Bool[np.ndarray, "N T"]:
+        """Which positions are tokens."""
+        return np.arange(self.clean.shape[1]) >= self.padding[:, None]
+
+    def take(self, n: int) -> "Prompts":
+        """The first n."""
+        return Prompts(*[getattr(self, name)[:n] for name in ARRAYS])
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """Prompts in three splits and what is measured on them.
+
+    Attributes:
+        name: of the task.
+        model: name of the model whose tokens these are.
+        metric: `logit_difference`, of the mean right and the mean wrong answer; `probability_difference`, of their
+            sums.
+        splits: `SPLITS` by name.
+        about: how it was made.
+    """
+
+    name: str
+    model: str
+    metric: Metric
+    splits: Mapping[str, Prompts]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, split: str) -> Prompts:
+        """The prompts of a split.
+
+        Raises:
+            InputError: there is none of this name.
+        """
+        if split not in self.splits:
+            raise InputError(f"split {split!r} is unknown; there are {', '.join(self.splits)}")
+        return self.splits[split]
+
+
+def check_behaviour(b: Behaviour, d_vocab: int | None = None) -> None:
+    """Raise for a behaviour whose parts do not fit together; all problems at once.
+
+    Raises:
+        InputError: see above.
+    """
+    wrong = [] if b.metric in get_args(Metric) else [f"metric {b.metric!r} is none of {', '.join(get_args(Metric))}"]
+    if sorted(b.splits) != sorted(SPLITS):
+        wrong.append(f"splits are {sorted(b.splits)}, not {sorted(SPLITS)}")
+    seen: dict[bytes, str] = {}
+    for name, p in b.splits.items():
+        wrong += [f"{name}: {what}" for what in _problems(p, d_vocab)]
+        if wrong:
+            continue
+        for tokens in (p.clean, p.other):
+            for row, start in zip(tokens, p.padding, strict=True):
+                if seen.setdefault(row[start:].tobytes(), name) != name:
+                    wrong.append(f"a prompt of {name} is in {seen[row[start:].tobytes()]} as well")
+    if wrong:
+        raise InputError(f"behaviour {b.name!r}: " + "; ".join(dict.fromkeys(wrong)))
+
+
+def _problems(p: Prompts, d_vocab: int | None) -> list[str]:
+    shapes = {name: getattr(p, name).shape for name in ARRAYS}
+    ranks = {"padding": 1}
+    if (
+        any(len(s) != ranks.get(name, 2) or s[0] != p.n for name, s in shapes.items())
+        or shapes["clean"] != shapes["other"]
+    ):
+        return [f"arrays of shapes {shapes} do not belong to the same prompts"]
+    if not p.n:
+        return ["no prompts"]
+    wrong = []
+    if ((p.padding < 0) | (p.padding >= p.clean.shape[1])).any():
+        wrong.append(f"padding {p.padding.min()}..{p.padding.max()} leaves no token of {p.clean.shape[1]}")
+    top = np.iinfo(np.int32).max if d_vocab is None else d_vocab
+    for name in ("clean", "other"):
+        ids = getattr(p, name)
+        if ids.min() < 0 or ids.max() >= top:
+            wrong.append(f"{name} has ids {ids.min()}..{ids.max()}, outside the vocabulary 0..{top - 1}")
+    for name in ("right", "wrong"):
+        ids = getattr(p, name)
+        if (ids.max(1, initial=-1) < 0).any():
+            wrong.append(f"a prompt has no {name} answer")
+        if ids.min(initial=0) < -1 or ids.max(initial=0) >= top:
+            wrong.append(f"{name} has ids {ids.min()}..{ids.max()}, outside the vocabulary 0..{top - 1}")
+    both = (p.right[:, :, None] == p.wrong[:, None]) & (p.right[:, :, None] >= 0)
+    if both.any():
+        wrong.append(f"prompt {int(np.nonzero(both.any((1, 2)))[0][0])} has an answer that is right and wrong")
+    return wrong
+
+
+def save_behaviour(b: Behaviour, path: str | PathLike[str]) -> None:
+    """Write PATH.json and PATH.npz (`path` may end in .json); each appears whole or not at all.
+
+    Raises:
+        InputError: see `check_behaviour`.
+    """
+    check_behaviour(b)
+    stem = _stem(path)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    arrays: Any = {f"{split}.{name}": getattr(p, name) for split, p in b.splits.items() for name in ARRAYS}
+    draft = stem.with_name(f".{stem.name}.npz")
+    with draft.open("wb") as out:
+        np.savez_compressed(out, **arrays)
+    draft.replace(stem.with_name(f"{stem.name}.npz"))
+    head = {"tcircuits": "behaviour", "version": VERSION, "name": b.name, "model": b.model, "metric": b.metric}
+    draft = stem.with_name(f".{stem.name}.json")
+    draft.write_text(json.dumps(head | {"about": dict(b.about)}, indent=1) + "\n", encoding="utf-8")
+    draft.replace(stem.with_name(f"{stem.name}.json"))
+
+
+def load_behaviour(path: str | PathLike[str]) -> Behaviour:
+    """Read what `save_behaviour` wrote.
+
+    Raises:
+        InputError: a file is missing, damaged or of another kind.
+    """
+    stem = _stem(path)
+    names = [stem.with_name(f"{stem.name}.{end}") for end in ("json", "npz")]
+    absent = [str(p) for p in names if not p.is_file()]
+    if absent:
+        raise InputError(f"no behaviour at {path}: {', '.join(absent)} missing")
+    head = read_json(names[0])
+    if head.get("tcircuits") != "behaviour" or head.get("version") != VERSION:
+        raise InputError(f"{names[0]} is no behaviour of version {VERSION}")
+    file, wanted = open_tensors(names[1]), [f"{split}.{name}" for split in SPLITS for name in ARRAYS]
+    absent = [name for name in wanted if name not in file.headers]
+    absent += [key for key in ("name", "model", "metric") if not isinstance(head.get(key), str)]
+    if absent:
+        raise InputError(f"{stem} is damaged: {', '.join(absent)} missing")
+    found = {name: np.asarray(file.read(name, None)) for name in wanted}
+    parts = {s: Prompts(*[found[f"{s}.{name}"] for name in ARRAYS]) for s in SPLITS}
+    metric: Any = head["metric"]
+    b = Behaviour(head["name"], head["model"], metric, parts, head.get("about", {}))
+    if any(a.dtype.kind not in "iu" for a in found.values()):
+        raise InputError(f"{names[1]} is damaged: token ids must be integers")
+    check_behaviour(b)
+    return b
+
+
+def _stem(path: str | PathLike[str]) -> Path:
+    given = Path(path).expanduser()
+    return given.with_suffix("") if given.suffix in (".json", ".npz") else given
+
+
+def sizes(b: Behaviour) -> dict[str, int]:
+    """Prompts by split."""
+    return {name: p.n for name, p in b.splits.items()}
+
+
+def told(b: Behaviour) -> dict[str, Any]:
+    """What a result says of a behaviour."""
+    return {"name": b.name, "model": b.model, "metric": b.metric, "prompts": sizes(b)} | dict(b.about)

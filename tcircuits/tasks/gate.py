@@ -1,0 +1,75 @@
+"""Can the model do it at all? A circuit of what a model cannot do explains nothing."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tcircuits.models.forward import forward
+from tcircuits.models.model import Model
+from tcircuits.tasks.behaviour import Behaviour, Prompts
+from tcircuits.types import Array, InputError
+
+LEAST = 0.8  # share of prompts with the right answer: the seed paper's own gate
+
+
+@dataclass(frozen=True)
+class Capability:
+    """Over `n` prompts: how often the likeliest token is right, and how often a right answer beats all wrong ones."""
+
+    n: int
+    exact: float
+    choice: float
+
+
+def capability(model: Model, behaviour: Behaviour, split: str = "selection", *, batch: int = 64) -> Capability:
+    """What the model does on a split."""
+    p = behaviour[split]
+    found = np.concatenate([_hits(model, _part(p, i, batch)) for i in range(0, p.n, batch)], 1)
+    return Capability(p.n, float(found[0].mean()), float(found[1].mean()))
+
+
+def check_capability(
+    model: Model, behaviour: Behaviour, split: str = "selection", *, least: float = LEAST
+) -> Capability:
+    """The same, raised where the likeliest token is right in less than `least` of the prompts.
+
+    Raises:
+        InputError: the model fails.
+    """
+    found = capability(model, behaviour, split)
+    if found.exact < least:
+        raise InputError(
+            f"the model {model.name!r} cannot do {behaviour.name!r}: its likeliest token is right in "
+            f"{100 * found.exact:.0f} % of {found.n} prompts ({100 * found.choice:.0f} % prefer a right to a wrong "
+            f"answer); {100 * least:.0f} % are asked for"
+        )
+    return found
+
+
+def _part(p: Prompts, start: int, n: int) -> Prompts:
+    return Prompts(*[a[start : start + n] for a in (p.clean, p.other, p.padding, p.right, p.wrong)])
+
+
+def _hits(model: Model, p: Prompts) -> np.ndarray:
+    logits = _last(model, jnp.asarray(p.clean), jnp.asarray(p.valid))
+    return np.asarray(_judged(logits, jnp.asarray(p.right), jnp.asarray(p.wrong)))
+
+
+def _last(model: Model, tokens: Array, valid: Array) -> Array:
+    cfg = model.cfg
+    return jax.jit(lambda params, tokens, valid: forward(cfg, params, tokens, mask=valid).logits[:, -1])(
+        model.params, tokens, valid
+    )
+
+
+@jax.jit
+def _judged(logits: Array, right: Array, wrong: Array) -> Array:
+    """[2, N]: the likeliest token is right; the best right answer is above the best wrong one."""
+    exact = (logits.argmax(-1)[:, None] == right).any(-1)
+
+    def best(ids: Array) -> Array:
+        return jnp.where(ids >= 0, jnp.take_along_axis(logits, jnp.maximum(ids, 0), 1), -jnp.inf).max(-1)
+
+    return jnp.stack([exact, best(right) > best(wrong)]).astype(jnp.float32)

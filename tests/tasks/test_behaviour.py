@@ -1,0 +1,127 @@
+"""Behaviours of the embedded model: splits that share nothing, answers in the right place, the gate, files."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import tcircuits as tc
+from tcircuits.tasks import TASKS, capability, check_capability, load_behaviour, make_behaviour, save_behaviour
+from tcircuits.tasks.behaviour import SPLITS, check_behaviour
+from tcircuits.types import InputError
+
+SIZES = {"attribution": 6, "selection": 5, "report": 7}
+FEW = {task: {"attribution": 3, "selection": 3, "report": 4} for task in ("capitals", "two_hops")}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tc.load_model("tiny")
+
+
+@pytest.fixture(scope="module")
+def made(tiny):
+    return {task: make_behaviour(tiny, task, sizes=FEW.get(task, SIZES), seed=3) for task in TASKS}
+
+
+def texts(model, p, name):
+    return [
+        model.tokenizer.decode(row[start:].tolist()) for row, start in zip(getattr(p, name), p.padding, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_splits_share_no_text(task, tiny, made):
+    b = made[task]
+    seen = [t for s in SPLITS for name in ("clean", "other") for t in set(texts(tiny, b[s], name))]
+    assert len(seen) == len(set(seen))
+    assert {s: b[s].n for s in SPLITS} == FEW.get(task, SIZES)
+    again = make_behaviour(tiny, task, sizes=FEW.get(task, SIZES), seed=3)
+    np.testing.assert_array_equal(again["report"].clean, b["report"].clean)
+
+
+def test_answers_are_what_the_text_asks_for(tiny, made):
+    p = made["ioi"]["report"]
+    for clean, other, right, wrong in zip(
+        texts(tiny, p, "clean"), texts(tiny, p, "other"), p.right, p.wrong, strict=True
+    ):
+        io, s = (tiny.token(int(ids[0])).strip() for ids in (right, wrong))
+        assert (clean.count(io), clean.count(s)) == (1, 2)
+        assert (other.count(io), other.count(s)) == (2, 1)
+    p = made["modular"]["report"]
+    for text, right in zip(texts(tiny, p, "clean"), p.right, strict=True):
+        a, b = (int(x) for x in text.split("Modulo 23,")[1].rstrip(" =").split("+"))
+        assert int(tiny.token(int(right[0]))) == (a + b) % 23
+    p = made["greater_than"]["report"]
+    for text, right, wrong in zip(texts(tiny, p, "clean"), p.right, p.wrong, strict=True):
+        yy = int("".join(c for c in text if c.isdigit())[2:4])
+        above, others = ({int(tiny.token(int(i))) for i in ids if i >= 0} for ids in (right, wrong))
+        assert above == set(range(yy + 1, 100))
+        assert others == set(range(yy + 1))
+
+
+def test_prompts_end_where_the_answer_follows(tiny, made):
+    p = made["pronoun"]["report"]
+    assert p.valid[:, -1].all()
+    assert p.valid.sum(1).tolist() == (p.clean.shape[1] - p.padding).tolist()
+    assert p.take(2).n == 2
+
+
+def test_the_gate(tiny, made):
+    good = check_capability(tiny, made["greater_than"])
+    assert good.exact == good.choice == 1.0
+    bad = capability(tiny, made["modular"], "report")
+    assert (bad.n, bad.exact) == (7, 0.0)
+    with pytest.raises(InputError, match=r"cannot do 'modular'.*80 % are asked for"):
+        check_capability(tiny, made["modular"])
+
+
+def test_files_come_back_and_damaged_ones_are_refused(made, tmp_path):
+    b = made["agreement"]
+    save_behaviour(b, tmp_path / "deep" / "b.json")
+    again = load_behaviour(tmp_path / "deep" / "b")
+    assert (again.name, again.model, again.metric, again.about) == (b.name, b.model, b.metric, b.about)
+    for split in SPLITS:
+        for name in ("clean", "other", "padding", "right", "wrong"):
+            np.testing.assert_array_equal(getattr(again[split], name), getattr(b[split], name))
+    assert sorted(f.name for f in (tmp_path / "deep").iterdir()) == ["b.json", "b.npz"]
+    whole = (tmp_path / "deep" / "b.npz").read_bytes()
+    (tmp_path / "deep" / "b.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"b\.npz"):
+        load_behaviour(tmp_path / "deep" / "b")
+    (tmp_path / "deep" / "b.json").write_text('{"tcircuits": "graph"}')
+    with pytest.raises(InputError, match="no behaviour of version"):
+        load_behaviour(tmp_path / "deep" / "b")
+    with pytest.raises(InputError, match="missing"):
+        load_behaviour(tmp_path / "nowhere")
+
+
+def test_what_does_not_fit_is_refused(tiny, made):
+    b = made["ioi"]
+    for change, words in (
+        ({"metric": "loss"}, "metric 'loss'"),
+        ({"splits": {"report": b["report"]}}, "splits are"),
+        ({"splits": dict(b.splits) | {"selection": b["report"]}}, "is in"),
+        ({"splits": dict(b.splits) | {"report": replace(b["report"], wrong=b["report"].right)}}, "right and wrong"),
+        (
+            {"splits": dict(b.splits) | {"report": replace(b["report"], right=-1 - 0 * b["report"].right)}},
+            "no right answer",
+        ),
+        ({"splits": dict(b.splits) | {"report": replace(b["report"], clean=b["report"].clean + 9999)}}, "vocabulary"),
+        (
+            {"splits": dict(b.splits) | {"report": replace(b["report"], padding=b["report"].padding[1:])}},
+            "same prompts",
+        ),
+    ):
+        with pytest.raises(InputError, match=words):
+            check_behaviour(replace(b, **change), tiny.cfg.d_vocab)
+    for given, words in (
+        ({"task": "chess"}, "'chess' is unknown"),
+        ({"task": "ioi", "sizes": {"test": 3}}, "splits are"),
+        ({"task": "ioi", "sizes": {"report": 0}}, "at least one prompt"),
+        ({"task": "two_hops", "sizes": {"report": 500}}, "splits only"),
+    ):
+        with pytest.raises(InputError, match=words):
+            make_behaviour(tiny, given.pop("task"), **given)
+    with pytest.raises(InputError, match="'exam' is unknown"):
+        b["exam"]

@@ -1,0 +1,59 @@
+"""`tcircuits discover` and `tcircuits validate`: what they write, print and refuse."""
+
+import json
+
+import pytest
+
+from tcircuits.cli import main
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("circuit") / "agreement"
+    few = ["--prompts", "8", "8", "12", "--units", "attn,mlp"]
+    assert main(["discover", "--task", "agreement_across", "--out", str(folder), *few]) == 0
+    return folder
+
+
+def test_a_circuit_is_found_tested_and_shown(found, capsys):
+    head = json.loads((found / "circuit.json").read_text())
+    assert head["about"]["behaviour"]["prompts"] == {"attribution": 8, "selection": 8, "report": 12}
+    assert head["size"] == len(head["labels"]) <= 8
+    assert main(["validate", str(found), "--random", "10"]) == 0
+    out = capsys.readouterr().out
+    assert "nothing" in out
+    assert "10 random" in out
+    report = json.loads((found / "report.json").read_text())
+    assert report["about"]["prompts"] == 12
+    assert report["circuit"]["units"] == head["size"]
+    assert report["nothing"]["faithfulness"]["value"] == 0
+    assert abs(report["curves"]["signed"]["faithfulness"][-1] - 1) < 1e-5
+    page = (found / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert "src=" not in page
+    assert main(["validate", str(found), "--random", "5", "--json", "--ablation", "zero"]) == 0
+    assert json.loads(capsys.readouterr().out)["about"]["ablation"] == "zero"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["discover", "--task", "chess", "--out", "OUT"], "'chess' is unknown"),
+        (["discover", "--task", "ioi", "--out", "OUT", "--units", "head,tail"], "'tail' is unknown"),
+        (["discover", "--task", "modular", "--out", "OUT"], "cannot do 'modular'"),
+        (["validate", "OUT"], "is no folder"),
+        (["validate", "HERE"], "no behaviour at"),
+    ],
+)
+def test_wrong_input_ends_with_a_message(arguments, words, tmp_path, capsys):
+    paths = {"OUT": str(tmp_path / "new"), "HERE": str(tmp_path)}
+    assert main([paths.get(a, a) for a in arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_is_used_is_left_alone(found, capsys):
+    assert main(["discover", "--task", "ioi", "--out", str(found)]) == 2
+    assert "not empty" in capsys.readouterr().err
