@@ -217,6 +217,29 @@ def gpu_rows() -> list[Row]:
     return rows
 
 
+def smollm2_rows() -> list[Row]:
+    """SmolLM2's transcoders."""
+    f = read("smollm2_transcoders")["figures"]
+    t, held, fvu = f["training"], f["held_out"], f["training"]["fvu"][-1]
+    what = f"transcoders of SmolLM2's {len(fvu['by_layer'])} layers, {t['tokens'] / 1e6:.0f}M tokens, 8 features a "
+    what += "dimension, 32 on: training"
+    rate, mean = t["tokens_per_second"]["median"], sum(fvu["by_layer"]) / len(fvu["by_layer"])
+    text = (
+        f"{t['seconds_of_fills'] / 60:.1f} min on one {t['hardware']['device']}, {rate:,.0f} tokens a second, mean FVU "
+    )
+    text += f"of the last batches {mean:.2f}"
+    rows: list[Row] = [(what, text, "experiments.smollm2_transcoders")]
+    each = zip(held["each"], held["fvu"], strict=True)
+    parts = [
+        f"layer {r['layers'][0]}: FVU {fvu:.3f}, {100 * r['recovered']['zero']['value']:.0f} % of the loss recovered"
+        for r, fvu in each
+    ]
+    every = held["all"]["recovered"]["zero"]
+    parts.append(f"all three: {100 * every['value']:.0f} % [{100 * every['low']:.0f}, {100 * every['high']:.0f}]")
+    what = f"the same on held-out prose, {held['positions']:,} positions"
+    return [*rows, (what, "; ".join(parts), "experiments.smollm2_transcoders")]
+
+
 def paper_rows() -> list[Row]:
     """The transcoder paper's equations, paths and studies."""
     found, f = read("equations")["figures"]["largest"], read("bench_paths")["figures"]
@@ -279,7 +302,7 @@ def table() -> str:
     """The figures as a Markdown table, and where they were measured."""
     rows = [*embedded_rows(), *reference_rows(), *balance_rows(), *perturbation_rows(), *trace_rows()]
     rows += [*selection_rows(), *speed_rows(), *format_rows(), *lazy_rows(), *fuzz_rows(), *claim_rows()]
-    rows += [*truth_rows(), *trainer_rows(), *gpu_rows(), *paper_rows(), *study_rows()]
+    rows += [*truth_rows(), *trainer_rows(), *gpu_rows(), *smollm2_rows(), *paper_rows(), *study_rows()]
     lines = ["| what | figure | command |", "|---|---|---|"]
     lines += [f"| {what} | {figure} | `python -m {where}` |" for what, figure, where in rows]
     h, v = read("trace_smollm2")["hardware"], read("trace_smollm2")["versions"]
