@@ -30,12 +30,12 @@ class Config:
     """A built-in name, a folder, or a hub id."""
     tasks: tuple[str, ...] = ("ioi", "greater_than", "agreement", "induction")
     """Of `tcircuits.tasks.TASKS`."""
-    units: tuple[str, ...] = ("head,mlp", "head,feature")
+    units: tuple[str, ...] = ("head,mlp", "head,feature", "edge")
     """Kinds of units, joined by commas."""
     transcoders: str = "neurons"
     """The dictionary of features."""
-    methods: tuple[Method, ...] = ("ig", "gradient", "exact", "activation", "random")
-    """Of `tc.unit_scores`."""
+    methods: tuple[Method, ...] = ("ig", "eap-ig", "gradient", "exact", "activation", "random")
+    """Of `tc.unit_scores`; eap-ig for edges only."""
     random: int = 100
     """Random circuits of the same profile."""
     seed: int = 0
@@ -46,9 +46,11 @@ def case(cfg: Config, model: tc.Model, task: str, kinds: str) -> dict[str, Any]:
     """One task with one kind of units."""
     behaviour = tc.make_behaviour(model, task, seed=cfg.seed)
     d = tc.load_transcoders(cfg.transcoders, model=model) if "feature" in kinds else None
-    units = tc.units_of(model.cfg, kinds.split(","), None if d is None else d.cfg)
+    edges = kinds == "edge"
+    units = tc.edges_of(model.cfg) if edges else tc.units_of(model.cfg, kinds.split(","), None if d is None else d.cfg)
     how: Any = {"dictionary": d}
-    scores = {m: tc.unit_scores(model, behaviour, units, method=m, seed=cfg.seed, **how) for m in cfg.methods}
+    methods = [m for m in cfg.methods if edges or m != "eap-ig"]
+    scores = {m: tc.unit_scores(model, behaviour, units, method=m, seed=cfg.seed, **how) for m in methods}
     circuit, _, choice = tc.discover(model, behaviour, units, method="ig", seed=cfg.seed, **how)
     counts = metrics.counts_of(SHARES, units.n)
     masks = [metrics.nested(s.values, np.append(counts, circuit.size), signed=True) for s in scores.values()]

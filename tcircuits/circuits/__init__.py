@@ -7,6 +7,7 @@ report = tc.validate(model, behaviour, circuit)
 
 from tcircuits.circuits.circuit import Circuit, load_circuit, save_circuit
 from tcircuits.circuits.discover import discover
+from tcircuits.circuits.edges import Edges, edges_of
 from tcircuits.circuits.running import Answers, Runs, run_circuits
 from tcircuits.circuits.scores import UnitScores, unit_scores
 from tcircuits.circuits.units import Units, units_of
@@ -15,11 +16,13 @@ from tcircuits.circuits.validate import Report, validate
 __all__ = [
     "Answers",
     "Circuit",
+    "Edges",
     "Report",
     "Runs",
     "UnitScores",
     "Units",
     "discover",
+    "edges_of",
     "load_circuit",
     "run_circuits",
     "save_circuit",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tcircuits.circuits.edges import Edges
 from tcircuits.circuits.units import KINDS, Units
 from tcircuits.files.limits import read_json
 from tcircuits.files.opening import open_tensors
@@ -29,7 +30,7 @@ class Circuit:
         about: method, configuration, behaviour, splits, seed, dictionary.
     """
 
-    units: Units
+    units: Units | Edges
     mask: Bool[np.ndarray, " U"]
     scores: Float[np.ndarray, " U"] | None = None
     model: str = ""
@@ -117,8 +118,14 @@ def load_circuit(path: str | PathLike[str]) -> Circuit:
     return c
 
 
-def _units(given: Any) -> Units:
-    kinds, layers = tuple(given["kinds"]), tuple(int(i) for i in given["layers"])
+def _units(given: Any) -> Units | Edges:
+    kinds = tuple(given["kinds"])
+    if kinds == ("edge",):
+        layers, heads, kv_heads = (int(given[name]) for name in ("n_layers", "n_heads", "n_kv_heads"))
+        if not all(0 < n < 10_000 for n in (layers, heads, kv_heads)):
+            raise ValueError(f"sizes {layers, heads, kv_heads}")
+        return Edges(layers, heads, kv_heads, bool(given["parallel"]), bool(given["attn_only"]))
+    layers = tuple(int(i) for i in given["layers"])
     if not set(kinds) <= set(KINDS):
         raise ValueError(f"kinds {kinds}")
     sizes = [int(given[name]) for name in ("n_layers", "n_heads", "d_feature")]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from tcircuits.circuits.circuit import Circuit
+from tcircuits.circuits.edges import Edges
 from tcircuits.circuits.forward import Errors
 from tcircuits.circuits.metrics import SHARES, check_range, counts_of, faithfulness, nested
 from tcircuits.circuits.running import Ablation, run_circuits
@@ -32,7 +33,7 @@ class Choice:
 def discover(
     model: Model,
     behaviour: Behaviour,
-    units: Units,
+    units: Units | Edges,
     *,
     method: Method = "ig",
     size: int | None = None,
@@ -91,7 +92,7 @@ def discover(
     return circuit, scored, Choice(tuple(counts.tolist()), tuple(f.tolist()), taken)
 
 
-def _check(units: Units, size: int | None, tolerance: float) -> None:
+def _check(units: Units | Edges, size: int | None, tolerance: float) -> None:
     if size is not None and not 1 <= size <= units.n:
         raise InputError(f"a circuit of {size} units: give 1..{units.n}")
     if not 0 < tolerance < 1:

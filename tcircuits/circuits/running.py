@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from tcircuits.circuits import edges as edge
+from tcircuits.circuits.edges import Edges
 from tcircuits.circuits.forward import Errors, Values, run
 from tcircuits.circuits.units import Units
 from tcircuits.models.config import ModelConfig
@@ -25,6 +27,8 @@ from tcircuits.transcoders.evaluation.corpus import mesh_of
 from tcircuits.types import Array, Bool, Float, InputError, Int
 
 Ablation = Literal["resample", "mean", "zero"]
+Worth = Values | edge.Written
+"""What units are worth in a run, or what the writers of edges write."""
 
 
 @jax.tree_util.register_static
@@ -33,7 +37,7 @@ class Setting:
     """What is static in a run of circuits."""
 
     cfg: ModelConfig
-    units: Units
+    units: Units | Edges
     metric: Metric
     ablation: Ablation = "resample"
     errors: Errors = "keep"
@@ -69,7 +73,7 @@ def run_circuits(
     model: Model,
     behaviour: Behaviour,
     masks: Any,
-    units: Units,
+    units: Units | Edges,
     *,
     dictionary: Transcoders | None = None,
     ablation: Ablation = "resample",
@@ -120,7 +124,7 @@ def run_circuits(
 def check(
     model: Model,
     behaviour: Behaviour,
-    units: Units,
+    units: Units | Edges,
     dictionary: Transcoders | None,
     ablation: Ablation,
     errors: Errors,
@@ -139,7 +143,9 @@ def check(
     if (units.n_layers, units.n_heads) != (cfg.n_layers, cfg.n_heads):
         sizes = f"{units.n_layers} layers of {units.n_heads} heads"
         wrong.append(f"units are for {sizes}, the model has {cfg.n_layers} of {cfg.n_heads}")
-    if "feature" in units.kinds:
+    if isinstance(units, Edges) and units != edge.edges_of(cfg):
+        wrong.append("edges are those of another model")
+    if isinstance(units, Units) and "feature" in units.kinds:
         own = None if dictionary is None else (tuple(dictionary.cfg.layers), dictionary.cfg.d_feature)
         if own != (units.layers, units.d_feature):
             wrong.append(
@@ -186,14 +192,14 @@ def _padded(masks: np.ndarray, at_once: int) -> Array:
 
 @partial(jax.jit, static_argnames="s")
 def _runs(
-    s: Setting, params: Params, d: Transcoders | None, mean: Values | None, groups: Array, prompts: dict[str, Array]
+    s: Setting, params: Params, d: Transcoders | None, mean: Worth | None, groups: Array, prompts: dict[str, Array]
 ) -> tuple[Answers, Answers]:
     """Answers by group, circuit and prompt, [G, c, N], and the model's own, [N]."""
     with jax.default_matmul_precision("highest"):
         logits, clean, reference = jax.vmap(lambda p: both(s, params, d, mean, p))(prompts)
 
         def circuit(mask: Array) -> Answers:
-            def one(p: dict[str, Array], own: Array, clean: Values, reference: Values) -> Answers:
+            def one(p: dict[str, Array], own: Array, clean: Worth, reference: Worth) -> Answers:
                 return judged(s, masked(s, params, d, mask, clean, reference, p), own, p)
 
             return jax.vmap(one)(prompts, logits, clean, reference)
@@ -202,14 +208,23 @@ def _runs(
         return found, jax.vmap(partial(judged, s))(logits, logits, prompts)
 
 
+def record(
+    s: Setting, params: Params, d: Any, tokens: Int[Array, " T"], valid: Bool[Array, " T"]
+) -> tuple[Float[Array, "T V"], Worth]:
+    """Logits of the model itself, and what its units are worth."""
+    if isinstance(s.units, Edges):
+        return edge.run(s.cfg, params, s.units, tokens, valid)
+    return run(s.cfg, params, d, s.units, tokens, valid)
+
+
 def both(
-    s: Setting, params: Params, d: Any, mean: Values | None, p: dict[str, Array]
-) -> tuple[Float[Array, " V"], Values, Values]:
+    s: Setting, params: Params, d: Any, mean: Worth | None, p: dict[str, Array]
+) -> tuple[Float[Array, " V"], Worth, Worth]:
     """The model's last logits on a prompt, what its units are worth there, and their reference values."""
-    logits, clean = run(s.cfg, params, d, s.units, p["clean"], p["valid"])
+    logits, clean = record(s, params, d, p["clean"], p["valid"])
     match s.ablation:
         case "resample":
-            reference = run(s.cfg, params, d, s.units, p["other"], p["valid"])[1]
+            reference = record(s, params, d, p["other"], p["valid"])[1]
         case "mean":
             assert mean is not None
             reference = jax.tree.map(_aligned, mean, clean)
@@ -226,10 +241,15 @@ def _aligned(mean: Float[Array, "L M *X"], own: Float[Array, "L T *X"]) -> Float
 
 
 def masked(
-    s: Setting, params: Params, d: Any, mask: Float[Array, " U"], clean: Values, reference: Values, p: dict[str, Array]
+    s: Setting, params: Params, d: Any, mask: Float[Array, " U"], clean: Worth, reference: Worth, p: dict[str, Array]
 ) -> Float[Array, " V"]:
     """The last logits of a circuit."""
     by_kind = s.units.split(mask)
+    if isinstance(s.units, Edges):
+        assert isinstance(reference, edge.Written)
+        return edge.run(s.cfg, params, s.units, p["clean"], p["valid"], by_kind, reference)[0][-1]
+    assert isinstance(clean, Values)
+    assert isinstance(reference, Values)
     return run(s.cfg, params, d, s.units, p["clean"], p["valid"], by_kind, reference, clean, s.errors)[0][-1]
 
 
@@ -254,7 +274,7 @@ def metric(name: Metric, logits: Float[Array, " V"], right: Int[Array, " A"], wr
 
 def mean_values(
     model: Model, behaviour: Behaviour, s: Setting, d: Transcoders | None, batch: int, split: str = "attribution"
-) -> Values:
+) -> Worth:
     """The mean of what units are worth over a split's prompts, by distance from the end: [L, T, ...]."""
     p, total, count = behaviour[split], None, np.zeros(behaviour[split].clean.shape[1])
     for number, part in enumerate(parts(model, p, batch)):
@@ -271,9 +291,9 @@ def mean_values(
 
 
 @partial(jax.jit, static_argnames="s")
-def _sums(s: Setting, params: Params, d: Any, prompts: dict[str, Array], fresh: Bool[Array, " N"]) -> Values:
+def _sums(s: Setting, params: Params, d: Any, prompts: dict[str, Array], fresh: Bool[Array, " N"]) -> Worth:
     with jax.default_matmul_precision("highest"):
-        values = jax.vmap(lambda p: run(s.cfg, params, d, s.units, p["clean"], p["valid"])[1])(prompts)
+        values = jax.vmap(lambda p: record(s, params, d, p["clean"], p["valid"])[1])(prompts)
     weight = prompts["valid"] & fresh[:, None]
     return jax.tree.map(
         lambda a: jnp.einsum("NT,NLT...->LT...", weight.astype(a.dtype), a, precision="highest"), values

@@ -6,12 +6,15 @@ With m the metric, v a unit's value on the prompt and v' its reference (the coun
     ig          the same gradient averaged on the line on which all units go from v' to v together, Gauss-Legendre
                 points; scores sum to m(all) - m(none) (integrated gradients, Sundararajan et al. 2017; for circuits
                 Hanna et al. 2024, arXiv 2403.17806, who move the inputs)
+    eap-ig      of edges: (v - v') times the gradient at the reader, averaged on the line between the embeddings of the
+                counterfactual and the prompt (Hanna et al. 2024's inputs), Gauss-Legendre points
     exact       m(all) - m(all but this one): activation patching of one unit at a time
-    activation  mean size of v
+    activation  mean size of v (of an edge: of what its writer writes)
     random      uniform
 
 Gradients go through the mask of `forward.run`: m(mask) = m with unit = mask v + (1 - mask) v', whose derivative at 1 is
-(v - v') dm/dv. One backward pass serves all units.
+(v - v') dm/dv. One backward pass serves all units. With edges (`tcircuits.circuits.edges`) `gradient` is edge
+attribution patching, and `exact` is exact edge patching.
 """
 
 import time
@@ -23,16 +26,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tcircuits.circuits.edges import Edges, Written
+from tcircuits.circuits.edges import run as edge_run
 from tcircuits.circuits.forward import Errors, Values
 from tcircuits.circuits.running import (
     Ablation,
     Setting,
+    Worth,
     both,
     check,
     masked,
     mean_values,
     metric,
     parts,
+    record,
     run_circuits,
 )
 from tcircuits.circuits.units import Units
@@ -42,7 +49,7 @@ from tcircuits.tasks.behaviour import Behaviour
 from tcircuits.transcoders.dictionary import Transcoders
 from tcircuits.types import Array, Float, InputError
 
-Method = Literal["gradient", "ig", "exact", "activation", "random"]
+Method = Literal["gradient", "ig", "eap-ig", "exact", "activation", "random"]
 POINTS = 8
 MOST_EXACT = 20_000  # units that are ablated one by one without being told
 
@@ -70,7 +77,7 @@ class UnitScores:
 def unit_scores(
     model: Model,
     behaviour: Behaviour,
-    units: Units,
+    units: Units | Edges,
     *,
     method: Method = "ig",
     dictionary: Transcoders | None = None,
@@ -88,6 +95,8 @@ def unit_scores(
     """
     if method not in get_args(Method):
         raise InputError(f"method {method!r} is unknown; there are {', '.join(get_args(Method))}")
+    if method == "eap-ig" and (not isinstance(units, Edges) or ablation != "resample"):
+        raise InputError("eap-ig is for edges under ablation='resample'; for units, or other ablations, choose ig")
     if points < 1:
         raise InputError(f"points={points}: give at least 1")
     if method == "exact" and units.n > MOST_EXACT:
@@ -111,6 +120,8 @@ def unit_scores(
     for part in parts(model, behaviour[split], batch):
         if method == "activation":
             each.append(host(_sizes(setting, model.params, dictionary, part)))
+        elif method == "eap-ig":
+            each.append(host(_from_inputs(setting, model.params, jnp.asarray(at), jnp.asarray(weight), part)))
         else:
             each.append(
                 host(_gradients(setting, model.params, dictionary, mean, jnp.asarray(at), jnp.asarray(weight), part))
@@ -128,7 +139,7 @@ def _legendre(points: int) -> tuple[np.ndarray, np.ndarray]:
 
 @partial(jax.jit, static_argnames="s")
 def _gradients(
-    s: Setting, params: Any, d: Any, mean: Values | None, at: Array, weight: Array, prompts: dict[str, Array]
+    s: Setting, params: Any, d: Any, mean: Worth | None, at: Array, weight: Array, prompts: dict[str, Array]
 ) -> Float[Array, "N U"]:
     """The gradient of the metric by the mask, averaged over masks that are `at` everywhere."""
 
@@ -150,18 +161,48 @@ def _gradients(
 
 
 @partial(jax.jit, static_argnames="s")
+def _from_inputs(s: Setting, params: Any, at: Array, weight: Array, prompts: dict[str, Array]) -> Float[Array, "N U"]:
+    """What edges carry times the gradient at their readers, averaged over inputs between counterfactual and prompt."""
+    edges = s.units
+    assert isinstance(edges, Edges)
+
+    def one(p: dict[str, Array]) -> Array:
+        clean, other = (edge_run(s.cfg, params, edges, p[name], p["valid"])[1].out for name in ("clean", "other"))
+        gap = Written(clean - other)
+
+        def value(nudge: Array, start: Array) -> Array:
+            by_reader = edges.split(nudge)
+            logits, _ = edge_run(s.cfg, params, edges, p["clean"], p["valid"], nudge=(by_reader, gap), start=start)
+            return metric(s.metric, logits[-1], p["right"], p["wrong"])
+
+        def add(total: Array, point: tuple[Array, Array]) -> tuple[Array, None]:
+            where, share = point
+            start = other[0] + where.astype(clean.dtype) * (clean[0] - other[0])
+            return total + share * jax.grad(value)(jnp.zeros_like(total), start), None
+
+        zeros = jnp.zeros(edges.n, jnp.promote_types(params.embed.dtype, jnp.float32))
+        return jax.lax.scan(add, zeros, (at.astype(zeros.dtype), weight.astype(zeros.dtype)))[0]
+
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(one)(prompts)
+
+
+@partial(jax.jit, static_argnames="s")
 def _sizes(s: Setting, params: Any, d: Any, prompts: dict[str, Array]) -> Float[Array, "N U"]:
     """Mean size of each unit's value over a prompt's tokens (or at each position)."""
 
     def one(p: dict[str, Array]) -> Array:
-        values, valid = both(s, params, d, None, p)[1], p["valid"]
+        values, valid = record(s, params, d, p["clean"], p["valid"])[1], p["valid"]
+        if isinstance(s.units, Edges):
+            assert isinstance(values, Written)
+            size = jnp.sum(jnp.linalg.norm(values.out, axis=-1) * valid, -1) / jnp.sum(valid)
+            return size[s.units.pairs[:, 1]]
+        assert isinstance(values, Values)
         found = []
         for kind in s.units.kinds:
             found.append(_pooled(s.units, kind, values, valid).ravel())
         return jnp.concatenate(found)
 
-    plain = Setting(s.cfg, s.units, s.metric, "zero", s.errors)
-    s = plain
     with jax.default_matmul_precision("highest"):
         return jax.vmap(one)(prompts)
 

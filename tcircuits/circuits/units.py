@@ -100,7 +100,7 @@ class Units:
 def units_of(
     cfg: ModelConfig, kinds: Sequence[str], dictionary: TranscoderConfig | None = None, positions: int | None = None
 ) -> Units:
-    """The units of a model.
+    """The units of a model; for edges see `edges.edges_of`.
 
     Raises:
         InputError: unknown kinds, a head beside its whole sublayer, features without a dictionary or beside whole MLPs,

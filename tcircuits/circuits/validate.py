@@ -1,7 +1,8 @@
 """Test a circuit on prompts that did not choose it, beside what it must beat.
 
 Nulls: nothing kept; random circuits with as many units in every kind and layer. Baselines of the same size: by
-activation, by the size of the gradient, by integrated gradients. All circuits go through the model in one call.
+activation, by the size of the gradient, by integrated gradients, of edges by EAP-IG. All circuits go through the model
+in one call.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import numpy as np
 
 from tcircuits.circuits import metrics
 from tcircuits.circuits.circuit import Circuit, check_circuit
+from tcircuits.circuits.edges import Edges
 from tcircuits.circuits.forward import Errors
 from tcircuits.circuits.metrics import SHARES, Agreement
 from tcircuits.circuits.running import Ablation, Runs, run_circuits
@@ -159,7 +161,8 @@ def _masks(
     masks.add("circuit", mask)
     masks.add("complement", ~mask)
     masks.add("random", metrics.matched(mask, units.groups(), random, seed))
-    for name in BASELINES:
+    published: tuple[Method, ...] = ("eap-ig",) if isinstance(units, Edges) and how["ablation"] == "resample" else ()
+    for name in BASELINES + published:
         scores = unit_scores(model, behaviour, units, method=name, **how).values
         masks.add(name, metrics.nested(scores, np.array([circuit.size]), signed=False))
     counts = metrics.counts_of(SHARES, units.n)
@@ -236,7 +239,7 @@ def _report(
         figures("nothing"),
         figures("complement"),
         nulls,
-        {name: figures(name) for name in BASELINES},
+        {name: figures(name) for name in (*BASELINES, "eap-ig") if name in masks.groups},
         curves,
         needed,
         metrics.equivalence(found.metric[at], full.metric),

@@ -25,12 +25,12 @@ class Discover:
     model: str = common.MODEL
     """A built-in name, a folder, a .gguf file, or a hub id."""
     units: str = "head,mlp"
-    """Kinds of units: head, attn, mlp, feature."""
+    """Kinds of units: head, attn, mlp, feature; or edge: which writer each head and MLP hears."""
     transcoders: str | None = None
     """The dictionary of `feature` units; default: the model's own set, or its neurons."""
     choose: Repeated = ()
     """What the files of transcoders leave open, NAME=VALUE (repeatable)."""
-    method: Literal["gradient", "ig", "exact", "activation", "random"] = "ig"
+    method: Literal["gradient", "ig", "eap-ig", "exact", "activation", "random"] = "ig"
     """How units are scored."""
     size: int | None = None
     """Take so many units; default: the fewest whose faithfulness is within --tolerance of 1."""
@@ -71,7 +71,8 @@ def discover(cfg: Discover) -> None:
     behaviour = tc.make_behaviour(model, cfg.task, sizes=sizes, seed=cfg.seed)
     name = cfg.transcoders or usual_set(cfg.model)
     d = tc.load_transcoders(name, model=model, **choices) if "feature" in kinds else None
-    units = tc.units_of(model.cfg, kinds, None if d is None else d.cfg)
+    single = kinds == ("edge",)
+    units = tc.edges_of(model.cfg) if single else tc.units_of(model.cfg, kinds, None if d is None else d.cfg)
     circuit, scores, choice = tc.discover(
         model,
         behaviour,
