@@ -24,6 +24,7 @@ from tcircuits.models.params import Mlp
 from .. import bridge
 from ..reference import builders
 from ..reference import model as oracle
+from ..tiers import tiered
 
 CASES = [
     ("gpt2", "plt-relu"),
@@ -34,6 +35,8 @@ CASES = [
     ("gemma2", "plt-raw"),
     ("neox", "clt-skip"),
 ]
+QUICK = [("gpt2", "plt-relu"), ("llama", "clt-relu"), ("gemma2", "plt-raw")]
+LATER = [("qwen3", "clt-skip"), ("gemma2", "neurons")]
 T, J, MIDDLE = 5, 3, 7  # position, target feature of layer 2, feature of layer 1 (`equations.Places`)
 BOUND = 1e-11
 
@@ -59,7 +62,7 @@ def agree(family, name, begins, count):
         same(pair)
 
 
-cases = pytest.mark.parametrize(("family", "name"), CASES)
+cases = pytest.mark.parametrize(("family", "name"), tiered(CASES, QUICK))
 
 
 @cases
@@ -215,8 +218,8 @@ def cores(cfg):
     return run
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
-@pytest.mark.parametrize(("family", "name"), [("qwen3", "clt-skip"), ("gemma2", "neurons")])
+@pytest.mark.parametrize("platform", tiered(["tpu", "cuda"], ["tpu"]))
+@pytest.mark.parametrize(("family", "name"), LATER)
 def test_weights_lower_for(family, name, platform):
     case = builders.make_case(family, name)
     m, d = bridge.both(case, "float32")
@@ -225,7 +228,7 @@ def test_weights_lower_for(family, name, platform):
     assert made(m.params, d, tokens, jnp.array(3), jnp.array([1, 2])).platforms == (platform,)
 
 
-@pytest.mark.parametrize(("family", "name"), [("qwen3", "clt-skip"), ("gemma2", "neurons")])
+@pytest.mark.parametrize(("family", "name"), tiered(LATER, LATER[1:]))
 def test_weights_of_a_batch_are_those_of_single_calls(family, name):
     case = builders.make_case(family, name)
     m, d = bridge.both(case, "float32")

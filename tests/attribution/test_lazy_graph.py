@@ -21,7 +21,7 @@ CASES = {  # family, dictionary, switches, features
     "clt": ("gpt2", "clt-jumprelu", {"skip": True}, 120),
     "clt wide": ("llama", "clt-relu", {}, 300),
 }
-SLOW = ("topk", "clt wide")
+SLOW = ("jumprelu", "topk", "clt wide")
 LENGTH = 7
 
 
