@@ -123,20 +123,27 @@ def test_equation_6_what_saes_have_instead_depends_on_the_input(x64):
     def z_later(z, x):
         return enc @ mlp(m.cfg, block, x + z * dec)
 
+    slope = jax.jit(jax.grad(z_later))
+    jacobian = jax.jit(jax.jacobian(lambda y: mlp(m.cfg, block, y)))
     slopes, closed = [], []
     for t in (2, 4):
         x = r.sites["mlp_in"][1, t]
-        slopes.append(float(jax.grad(z_later)(0.0, x)))
-        closed.append(float(enc @ jax.jacobian(lambda y: mlp(m.cfg, block, y))(jnp.asarray(x)) @ dec))
+        slopes.append(float(slope(0.0, x)))
+        closed.append(float(enc @ np.asarray(jacobian(x)) @ dec))
     np.testing.assert_allclose(slopes, closed, rtol=1e-12)
     assert abs(slopes[0] / slopes[1] - 1) > 0.01
     frozen = jax.jit(lambda p, d, t: freeze(m.cfg, p, d, t))(m.params, d, jnp.asarray(case.tokens, jnp.int32))
-    none, acts = jnp.zeros_like(frozen.hold.pattern), ad.features_of(d, frozen)
-    invariant = w.virtual_weights(
-        m.cfg, m.params, d, w.unit_hold(m.cfg, acts.dtype), (2, jnp.array([J])), (1, jnp.array([MIDDLE]))
-    )
-    for t in (2, 4):
-        grad, _ = ad.gradients(m.cfg, m.params, d, frozen, none, lambda out, t=t: out[0][2, t, J])
+
+    @jax.jit
+    def invariant_and_gradients(params, d, frozen):
+        none, hold = jnp.zeros_like(frozen.hold.pattern), w.unit_hold(m.cfg, frozen.value.dtype)
+        found = w.virtual_weights(m.cfg, params, d, hold, (2, jnp.array([J])), (1, jnp.array([MIDDLE])))
+        return found, [
+            ad.gradients(m.cfg, params, d, frozen, none, lambda out, t=t: out[0][2, t, J])[0] for t in (2, 4)
+        ]
+
+    invariant, gradients = invariant_and_gradients(m.params, d, frozen)
+    for t, grad in zip((2, 4), gradients, strict=True):
         np.testing.assert_allclose(grad[1, t, MIDDLE] * frozen.hold.norm2[2, t], invariant[0, 0], rtol=1e-12)
 
 
