@@ -40,7 +40,8 @@ test: $(VENV)/.test  ## install, run every test
 test-fast: $(VENV)/.test  ## the same without the tests marked slow
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
-EXHAUSTIVE := tests/attribution/test_against_oracle.py tests/interventions/test_frozen.py
+EXHAUSTIVE := tests/attribution/test_against_oracle.py tests/attribution/test_heads.py \
+  tests/attribution/test_paths.py tests/interventions/test_frozen.py
 
 test-exhaustive: $(VENV)/.test  ## every family with every dictionary kind, in both dtypes (half an hour)
 	$(PYTEST) --exhaustive $(EXHAUSTIVE) $(PYTEST_ARGS)

@@ -64,6 +64,7 @@ def test_every_module_has_a_config_and_a_main(name):
     assert f"python -m experiments.{name}" in module.__doc__
 
 
+@pytest.mark.slow
 def test_row_sums_runs_and_leaves_a_result(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     row_sums.main(row_sums.Config(families=("llama",), kinds=("plt-relu",), dtypes=("float64",), length=3, models=()))
@@ -75,6 +76,7 @@ def test_row_sums_runs_and_leaves_a_result(tmp_path, monkeypatch, capsys):
     assert "plt-relu" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_perturbation_compares_every_source_and_target():
     found = perturbation.case("llama", "neurons", "float32", 3)
     assert found["sources"] == 4 * 3 * 64 + 4 * 3 + 3
@@ -94,6 +96,7 @@ def test_paths_through_heads_add_up_to_the_edges_of_an_attribution_graph():
     assert 0 < found["difference"] <= 1e-6
 
 
+@pytest.mark.slow
 def test_the_rivals_find_the_paths_that_the_package_finds():
     cfg = paths.Config(small=True, length=7, d_feature=200, active=12, layer=6, iterations=3, branches=5, repeats=1)
     found = paths.measure(cfg)

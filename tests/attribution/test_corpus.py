@@ -17,6 +17,7 @@ from tcircuits.attribution.frozen import freeze
 from .. import bridge
 from ..reference import builders
 from ..reference import model as oracle
+from ..tiers import tiered
 
 CASES = [("gpt2", "plt-relu"), ("neox", "clt-skip"), ("gemma2", "plt-raw"), ("llama", "neurons")]
 ROWS, LENGTH, LAYER = 5, 6, 2
@@ -63,7 +64,7 @@ def dense(family, name):
     return case, m, d, a, often, np.asarray(attributions(m.params, d))
 
 
-@pytest.mark.parametrize(("family", "name"), CASES)
+@pytest.mark.parametrize(("family", "name"), tiered(CASES, CASES[:1]))
 def test_the_averages_are_those_of_every_position(family, name, x64):
     case, m, d, a, often, each = dense(family, name)
     got = corpus.corpus_effects(m, d, rows_of(case), LAYER, often.tolist(), batch=2)
@@ -101,7 +102,7 @@ def test_with_denominators_given_it_is_moments_times_virtual_weights(x64):
         np.testing.assert_allclose(got.twera[source], expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma2", "neox"])
+@pytest.mark.parametrize("family", tiered(["gpt2", "gemma2", "neox"], ["gemma2"]))
 def test_mean_denominators_are_harmonic_means(family, x64):
     case = builders.make_case(family, "plt-relu")
     m, d = bridge.both(case)

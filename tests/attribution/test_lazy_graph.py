@@ -13,7 +13,7 @@ from tcircuits.types import InputError
 
 from .lazy_sets import CASES, make
 
-SLOW = ("topk", "clt wide")
+SLOW = ("jumprelu", "topk", "clt wide")
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from tcircuits.attribution.targets import logit_vectors, output_targets
 
 from .. import bridge
 from ..reference import builders
+from ..tiers import tiered
 from ..transcoders.on_disk import lazily
 from .test_paths import found, small
 from .test_transforms import near
@@ -52,7 +53,7 @@ def whole(cfg, given, **options):
 PATTERN = parse_filters("layer<=2", "kind=head", (), (), LENGTH)
 
 
-@pytest.mark.parametrize(("family", "name"), CASES)
+@pytest.mark.parametrize(("family", "name"), tiered(CASES, CASES[1:]))
 def test_many_prompts_in_one_call_equal_single_calls_and_nothing_is_traced_twice(family, name):
     m, d, tokens = setting(family, name)
     encoded, fn = rules(PATTERN), whole(m.cfg, PATTERN)
@@ -69,7 +70,7 @@ def test_many_prompts_in_one_call_equal_single_calls_and_nothing_is_traced_twice
     assert (np.asarray(other.nodes.index) != np.asarray(singles[0].nodes.index)).any(), "other filters, same program"
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("platform", tiered(["tpu", "cuda"], ["tpu"]))
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_the_search_lowers_for(family, name, platform):
     m, d, tokens = setting(family, name)

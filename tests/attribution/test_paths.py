@@ -15,17 +15,19 @@ from tcircuits.models.forward import MlpHook, forward_one
 from .. import bridge
 from ..reference import attribution as at
 from ..reference import builders, dictionary
+from ..tiers import tiered
 from .path_oracle import EMBED, FEATURE, HEAD, Oracle, of_graph
 
 SMALL = {"n_layers": 2, "n_heads": 2, "length": 3, "d_feature": 8, "d_mlp": 6}
 KINDS = ("plt-relu", "plt-skip", "clt-relu", "neurons")
 FAMILIES = ("gpt2", "neox", "llama", "gemma2")
-TABLE = [(f, k, "float64") for f in FAMILIES for k in KINDS]
-TABLE += [
-    (f, k, "float32") if i == j else pytest.param(f, k, "float32", marks=pytest.mark.exhaustive)
-    for i, f in enumerate(FAMILIES)
-    for j, k in enumerate(KINDS)
-]
+EVERY = [(f, k, dtype) for dtype in ("float64", "float32") for f in FAMILIES for k in KINDS]
+DIAGONAL = list(zip(FAMILIES, KINDS, strict=True))
+TABLE = tiered(
+    EVERY,
+    [*((*pair, "float64") for pair in DIAGONAL), (*DIAGONAL[0], "float32")],
+    [entry for entry in EVERY if entry[2] == "float32" and entry[:2] not in DIAGONAL],
+)
 
 
 @cache

@@ -21,6 +21,7 @@ from tcircuits.attribution.targets import logit_vectors, output_targets
 from .. import bridge
 from ..reference import attribution as at
 from ..reference import graph as gr
+from ..tiers import tiered
 from . import compare
 
 CASES = [("gpt2", "clt-skip"), ("llama", "plt-jumprelu"), ("gemma2", "neurons")]
@@ -58,7 +59,7 @@ def log_errors(estimated: np.ndarray, exact: np.ndarray) -> np.ndarray:
     return np.log(estimated[on] / exact[on])
 
 
-@pytest.mark.parametrize("n_probes", [64, 1024])
+@pytest.mark.parametrize("n_probes", tiered([64, 1024], [64]))
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_estimates_are_as_good_as_their_standard_deviation_says(family, name, n_probes, x64):
     found, exact, totals, l1, a = both(family, name, n_probes)

@@ -20,12 +20,14 @@ from .. import bridge
 from ..reference import attribution as at
 from ..reference import builders
 from ..reference import graph as gr
+from ..tiers import tiered
 from . import compare
 
 CASES = [("gpt2", "clt-skip"), ("llama", "neurons")]
 N_PROMPTS, LENGTH = 8, 6
 
 
+@cache
 def cores(cfg, n_features: int = 40):
     """Every core as a function of (params, dictionary, what the cores before it gave)."""
 
@@ -86,7 +88,8 @@ def near(got, expected, tolerance: float = 1e-6) -> None:
     jax.tree.map(check, got, expected)
 
 
-@pytest.mark.parametrize(("family", "name"), [CASES[1], pytest.param(*CASES[0], marks=pytest.mark.slow)])
+@pytest.mark.slow  # single calls and batches are compared in the fast tier by the tests of the public names
+@pytest.mark.parametrize(("family", "name"), CASES)
 def test_eight_prompts_in_one_call_equal_eight_calls_and_nothing_is_traced_twice(family, name):
     m, d, tokens = setting(family, name)
     fns = {k: f for k, f in cores(m.cfg).items() if k not in ("effects", "sketch")}  # `expand` has the sketch in it
@@ -107,7 +110,7 @@ def test_eight_prompts_in_one_call_equal_eight_calls_and_nothing_is_traced_twice
     } or name == "neurons"
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("platform", tiered(["tpu", "cuda"], ["tpu"]))
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_every_core_lowers_for(family, name, platform):
     m, d, tokens = setting(family, name)
@@ -129,7 +132,7 @@ def test_every_core_lowers_for(family, name, platform):
 
 
 @pytest.mark.parametrize(("family", "name"), [("gpt2", "clt-skip"), ("gemma2", "neurons")])
-@pytest.mark.parametrize("part", [1.0, 0.4])
+@pytest.mark.parametrize("part", tiered([1.0, 0.4], [0.4]))
 def test_the_cores_alone_give_the_oracle_s_graph_masks_and_scores(family, name, part, x64):
     """No host step: frozen prompt, selected features, rows, influence and masks, in one program, in float64."""
     case = compare.oracle(family, name).case
@@ -208,7 +211,7 @@ for family, name, shape in (("gpt2", "clt-skip", (1, 8)), ("llama", "neurons", (
     case = builders.make_case(family, name, d_mlp=32)
     m, d = bridge.both(case, "float32")
     tokens = jnp.asarray(case.tokens, jnp.int32)
-    fns = {k: jax.jit(f) for k, f in cores(m.cfg).items()}
+    fns = {k: jax.jit(f) for k, f in cores(m.cfg).items() if k not in ("effects", "sketch")}  # within `expand`
     alone = run(fns, m.params, d, tokens)
     mesh = make_mesh(shape)
     params = jax.device_put(m.params, shardings(model_params.spec(m.cfg), mesh))

@@ -130,9 +130,10 @@ def gaps_of(family, name, dtype, adjacency=None):
 
 
 def rows_of(table):
-    """The table; of the acceptance table all but a covering part is marked exhaustive."""
-    rest = set(TABLE) - set(builders.covering(1))
-    return [pytest.param(*entry, marks=[pytest.mark.exhaustive] * (entry in rest)) for entry in table]
+    """The table; of the acceptance table all but a covering part is marked exhaustive, all but the quick rows slow."""
+    rest, slow = set(TABLE) - set(builders.covering(1)), set(TABLE) - set(QUICK)
+    marks = {e: [pytest.mark.exhaustive] * (e in rest) + [pytest.mark.slow] * (e in slow) for e in table}
+    return [pytest.param(*entry, marks=marks[entry]) for entry in table]
 
 
 def rows_of_rest():
@@ -149,7 +150,10 @@ def test_edits_move_every_node_by_its_edge(family, name, x64):
     assert gaps.together <= (1.3e-12 if (family, name) == ("smollm3", "neurons") else 1e-12)
 
 
-@pytest.mark.parametrize(("family", "name"), [*QUICK, *rows_of_rest()])
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [*QUICK[:2], *(pytest.param(*e, marks=pytest.mark.slow) for e in QUICK[2:]), *rows_of_rest()],
+)
 def test_edits_move_every_node_by_its_edge_in_float32(family, name):
     gaps = gaps_of(family, name, "float32")
     assert gaps.later <= 1e-6

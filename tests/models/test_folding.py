@@ -20,6 +20,7 @@ from tests.models.folders import MODELS, folder_of, read
 from .. import bridge
 from ..reference import builders
 from ..reference import model as oracle
+from ..tiers import tiered
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -64,7 +65,7 @@ def test_log_probabilities_are_the_oracle_s(family, x64):
                 np.testing.assert_allclose(got.sites[site], expected.sites[site], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", GOLDEN)
+@pytest.mark.parametrize("case", tiered(GOLDEN, ("gpt2-by-layer", "olmo2-biases", "gemma2-caps")))
 def test_log_probabilities_of_every_loader_s_family(case, tmp_path, x64):
     tokens = read(case)[2]["tokens"][None]
     model = load_model(folder_of(case, tmp_path), dtype=jnp.float64)
@@ -74,7 +75,7 @@ def test_log_probabilities_of_every_loader_s_family(case, tmp_path, x64):
     assert np.abs(np.asarray(got) - np.asarray(expected)).max() > 1e-3 or model.cfg.final_softcap is not None
 
 
-@pytest.mark.parametrize("family", ["gpt2", "neox", "llama", "gemma2"])
+@pytest.mark.parametrize("family", tiered(["gpt2", "neox", "llama", "gemma2"], ["gpt2"]))
 def test_in_float32(family):
     """Each of some hundred roundings is 6e-8 of values of a few units."""
     case = case_of(family)

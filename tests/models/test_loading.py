@@ -16,6 +16,7 @@ from tcircuits.models.loading import load_model
 from tcircuits.models.model import save_model
 from tcircuits.types import InputError
 from tests.models.folders import CASES, MODELS, folder_of, read, write
+from tests.tiers import tiered
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -58,10 +59,7 @@ def test_logits_equal_the_reference(case, tmp_path):
         np.testing.assert_allclose(got[row][mask[row]], alone, rtol=0, atol=TOLERANCE)
 
 
-FIRST = {case.split("-")[0]: case for case in reversed(CASES)}.values()  # one of each family
-
-
-@pytest.mark.parametrize("case", [c if c in FIRST else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
+@pytest.mark.parametrize("case", tiered(CASES, EXAMPLES))
 def test_generation_equals_the_reference(case, tmp_path):
     """Twenty tokens; the reference's two likeliest are never closer than 1e-4, five times the tolerance of logits."""
     with np.load(MODELS / "generated.npz", allow_pickle=False) as file:

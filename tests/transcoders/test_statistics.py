@@ -141,6 +141,7 @@ def test_quantiles_are_within_a_bin_of_the_true_ones():
     assert checked > 20
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_batches_and_slots_change_nothing(monkeypatch):
     c = evaluated.case("gpt2", "plt-relu", n_rows=7)
