@@ -17,9 +17,13 @@ import numpy as np
 import tcircuits as tc
 from experiments.common import save, show
 from tcircuits.circuits import metrics
+from tcircuits.circuits.discover import score
+from tcircuits.circuits.learning import Kind
 from tcircuits.circuits.metrics import SHARES
 from tcircuits.circuits.running import Runs
-from tcircuits.circuits.scores import Method
+from tcircuits.circuits.scores import POINTS, Method
+
+STANDARD: Any = {"ablation": "resample", "errors": "keep"}
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,8 @@ class Config:
     """Kinds of units, joined by commas."""
     transcoders: str = "neurons"
     """The dictionary of features."""
-    methods: tuple[Method, ...] = ("ig", "eap-ig", "gradient", "exact", "activation", "random")
-    """Of `tc.unit_scores`; eap-ig for edges only."""
+    methods: tuple[Method | Kind, ...] = ("ig", "eap-ig", "gradient", "topk", "exact", "activation", "random")
+    """Of `tc.discover`; eap-ig for edges only."""
     random: int = 100
     """Random circuits of the same profile."""
     seed: int = 0
@@ -50,7 +54,7 @@ def case(cfg: Config, model: tc.Model, task: str, kinds: str) -> dict[str, Any]:
     units = tc.edges_of(model.cfg) if edges else tc.units_of(model.cfg, kinds.split(","), None if d is None else d.cfg)
     how: Any = {"dictionary": d}
     methods = [m for m in cfg.methods if edges or m != "eap-ig"]
-    scores = {m: tc.unit_scores(model, behaviour, units, method=m, seed=cfg.seed, **how) for m in methods}
+    scores = {m: score(model, behaviour, units, m, points=POINTS, seed=cfg.seed, **STANDARD, **how) for m in methods}
     circuit, _, choice = tc.discover(model, behaviour, units, method="ig", seed=cfg.seed, **how)
     counts = metrics.counts_of(SHARES, units.n)
     masks = [metrics.nested(s.values, np.append(counts, circuit.size), signed=True) for s in scores.values()]

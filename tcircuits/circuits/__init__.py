@@ -8,6 +8,7 @@ report = tc.validate(model, behaviour, circuit)
 from tcircuits.circuits.circuit import Circuit, load_circuit, save_circuit
 from tcircuits.circuits.discover import discover
 from tcircuits.circuits.edges import Edges, edges_of
+from tcircuits.circuits.learning import Learning, learned_scores
 from tcircuits.circuits.running import Answers, Runs, run_circuits
 from tcircuits.circuits.scores import UnitScores, unit_scores
 from tcircuits.circuits.units import Units, units_of
@@ -17,12 +18,14 @@ __all__ = [
     "Answers",
     "Circuit",
     "Edges",
+    "Learning",
     "Report",
     "Runs",
     "UnitScores",
     "Units",
     "discover",
     "edges_of",
+    "learned_scores",
     "load_circuit",
     "run_circuits",
     "save_circuit",

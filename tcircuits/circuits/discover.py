@@ -8,6 +8,7 @@ import numpy as np
 from tcircuits.circuits.circuit import Circuit
 from tcircuits.circuits.edges import Edges
 from tcircuits.circuits.forward import Errors
+from tcircuits.circuits.learning import Kind, learned_scores
 from tcircuits.circuits.metrics import SHARES, check_range, counts_of, faithfulness, nested
 from tcircuits.circuits.running import Ablation, run_circuits
 from tcircuits.circuits.scores import POINTS, Method, UnitScores, unit_scores
@@ -35,7 +36,7 @@ def discover(
     behaviour: Behaviour,
     units: Units | Edges,
     *,
-    method: Method = "ig",
+    method: Method | Kind = "ig",
     size: int | None = None,
     tolerance: float = TOLERANCE,
     signed: bool = True,
@@ -53,7 +54,7 @@ def discover(
         model: from `load_model`.
         behaviour: units are scored on its attribution split, their number is chosen on its selection split.
         units: what a circuit may consist of.
-        method: of `scores`.
+        method: of `scores`, or of `learning`.
         size: take so many units instead.
         tolerance: how far from 1 the faithfulness may be, on either side.
         signed: rank by score; otherwise by its size.
@@ -71,7 +72,7 @@ def discover(
     _check(units, size, tolerance)
     gate = check_capability(model, behaviour, least=least)
     how: Any = {"dictionary": dictionary, "ablation": ablation, "errors": errors, "batch": batch}
-    scored = unit_scores(model, behaviour, units, method=method, points=points, seed=seed, **how)
+    scored = score(model, behaviour, units, method, points=points, seed=seed, **how)
     counts = np.unique(counts_of(grid(units.n), units.n)) if size is None else np.array([size])
     masks = np.concatenate([nested(scored.values, counts, signed=signed), np.zeros((1, units.n), bool)])
     runs = run_circuits(model, behaviour, masks, units, split="selection", **how)
@@ -90,6 +91,16 @@ def discover(
     }
     circuit = Circuit(units, masks[chosen], scored.values, model.name, about)
     return circuit, scored, Choice(tuple(counts.tolist()), tuple(f.tolist()), taken)
+
+
+def score(
+    model: Model, behaviour: Behaviour, units: Units | Edges, method: Method | Kind, *, points: int, **how: Any
+) -> UnitScores:
+    """Scores by any method, computed or learned."""
+    if method == "topk" or method == "pruning":
+        learned = {name: how[name] for name in ("dictionary", "ablation", "errors", "seed")}
+        return learned_scores(model, behaviour, units, kind=method, **learned)
+    return unit_scores(model, behaviour, units, method=method, points=points, **how)
 
 
 def _check(units: Units | Edges, size: int | None, tolerance: float) -> None:

@@ -30,8 +30,8 @@ class Discover:
     """The dictionary of `feature` units; default: the model's own set, or its neurons."""
     choose: Repeated = ()
     """What the files of transcoders leave open, NAME=VALUE (repeatable)."""
-    method: Literal["gradient", "ig", "eap-ig", "exact", "activation", "random"] = "ig"
-    """How units are scored."""
+    method: Literal["gradient", "ig", "eap-ig", "topk", "pruning", "exact", "activation", "random"] = "ig"
+    """How units are scored; topk and pruning learn masks."""
     size: int | None = None
     """Take so many units; default: the fewest whose faithfulness is within --tolerance of 1."""
     tolerance: float = 0.1
