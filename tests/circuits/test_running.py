@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.toys import random_dictionary, random_model
-from tcircuits.circuits.running import run_circuits
+from tcircuits.circuits import running, scores
+from tcircuits.circuits.edges import edges_of
+from tcircuits.circuits.running import check, parts, run_circuits
 from tcircuits.circuits.units import units_of
 from tcircuits.types import InputError
 
@@ -153,3 +156,18 @@ def test_units_that_do_not_fit_are_refused_and_the_others_are_named():
     assert all(units.groups()[u] == i for i, u in enumerate((0, 6, 12, 12 + 72)))
     with pytest.raises(InputError, match="outside"):
         units.where(units.n)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_the_programs_lower_for(platform):
+    model = random_model("llama", **SIZES, n_kv_heads=1)
+    d, behaviour = dictionary_of(model, "plt-relu"), random_behaviour(model)
+    (prompts,) = parts(model, behaviour["report"], 2)
+    for units in (units_of(model.cfg, ("head", "feature"), d.cfg), edges_of(model.cfg)):
+        s = check(model, behaviour, units, d, "resample", "keep", "report")
+        groups = jnp.ones((1, 2, units.n))
+        for program, arguments in (
+            (running._runs, (s, model.params, d, None, groups, prompts)),
+            (scores._gradients, (s, model.params, d, None, jnp.ones(1), jnp.ones(1), prompts)),
+        ):
+            assert program.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
