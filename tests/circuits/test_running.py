@@ -13,6 +13,7 @@ from tcircuits.circuits.running import check, parts, run_circuits
 from tcircuits.circuits.units import units_of
 from tcircuits.types import InputError
 
+from ..tiers import tiered
 from .cases import Oracle, metric_of, random_behaviour
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -51,7 +52,9 @@ def reference_of(ablation, oracle, behaviour, tokens, other):
     return {name: np.mean([r[name] for r in rows], 0)[:, -len(tokens) :] for name in own}
 
 
-@pytest.mark.parametrize(("family", "kinds", "kind", "ablation", "errors"), CASES)
+@pytest.mark.parametrize(
+    ("family", "kinds", "kind", "ablation", "errors"), tiered(CASES, [CASES[i] for i in (0, 3, 5)])
+)
 def test_masked_runs_are_edits(family, kinds, kind, ablation, errors, x64):
     model = sized(family)
     d, behaviour = dictionary_of(model, kind), random_behaviour(model, metric="probability_difference")
