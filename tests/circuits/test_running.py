@@ -28,6 +28,7 @@ CASES = [
     ("gpt2", ("attn", "feature"), "clt-relu", "resample", "ablate"),
     ("qwen3", ("head", "feature"), "plt-topk", "zero", "keep"),
 ]
+QUICK = [CASES[i] for i in (0, 3, 5)]
 
 
 def sized(family):
