@@ -1,21 +1,19 @@
 """A circuit: a set of units, the behaviour and the method that it came from. One JSON file and one npz beside it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tcircuits.circuits.edges import Edges
 from tcircuits.circuits.units import KINDS, Units
-from tcircuits.files.limits import read_json
-from tcircuits.files.opening import open_tensors
+from tcircuits.files.record import read_record, write_record
 from tcircuits.types import Bool, Float, InputError
 
 VERSION = 1
+LABELS = 1000  # units that the JSON file names
 
 
 @dataclass(frozen=True)
@@ -69,25 +67,9 @@ def check_circuit(c: Circuit) -> None:
 def save_circuit(c: Circuit, path: str | PathLike[str]) -> None:
     """Write PATH.json (with the units' labels, to be read) and PATH.npz; each appears whole or not at all."""
     check_circuit(c)
-    stem = _stem(path)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    arrays: Any = {"mask": c.mask} | ({} if c.scores is None else {"scores": c.scores})
-    draft = stem.with_name(f".{stem.name}.npz")
-    with draft.open("wb") as out:
-        np.savez_compressed(out, **arrays)
-    draft.replace(stem.with_name(f"{stem.name}.npz"))
-    head = {
-        "tcircuits": "circuit",
-        "version": VERSION,
-        "model": c.model,
-        "units": asdict(c.units),
-        "about": dict(c.about),
-    }
-    draft = stem.with_name(f".{stem.name}.json")
-    draft.write_text(
-        json.dumps(head | {"size": c.size, "labels": c.labels()[:1000]}, indent=1) + "\n", encoding="utf-8"
-    )
-    draft.replace(stem.with_name(f"{stem.name}.json"))
+    arrays = {"mask": c.mask} | ({} if c.scores is None else {"scores": c.scores})
+    head = {"model": c.model, "units": asdict(c.units), "about": dict(c.about), "size": c.size}
+    write_record(path, "circuit", VERSION, head | {"labels": c.labels()[:LABELS]}, arrays)
 
 
 def load_circuit(path: str | PathLike[str]) -> Circuit:
@@ -96,23 +78,15 @@ def load_circuit(path: str | PathLike[str]) -> Circuit:
     Raises:
         InputError: a file is missing, damaged or of another kind.
     """
-    stem = _stem(path)
-    names = [stem.with_name(f"{stem.name}.{end}") for end in ("json", "npz")]
-    absent = [str(p) for p in names if not p.is_file()]
-    if absent:
-        raise InputError(f"no circuit at {path}: {', '.join(absent)} missing")
-    head = read_json(names[0])
-    if head.get("tcircuits") != "circuit" or head.get("version") != VERSION:
-        raise InputError(f"{names[0]} is no circuit of version {VERSION}")
-    file = open_tensors(names[1])
+    head, file = read_record(path, "circuit", VERSION)
     try:
         units = _units(head["units"])
     except (ValueError, KeyError, TypeError) as problem:
-        raise InputError(f"{names[0]} is damaged: its units are {head.get('units')} ({problem})") from None
+        raise InputError(f"the circuit at {path} is damaged: its units are {head.get('units')} ({problem})") from None
     if "mask" not in file.headers:
-        raise InputError(f"{names[1]} is damaged: it has no mask")
-    mask = np.asarray(file.read("mask", None))
+        raise InputError(f"the circuit at {path} is damaged: it has no mask")
     values = np.asarray(file.read("scores", None)) if "scores" in file.headers else None
+    mask = np.asarray(file.read("mask", None))
     c = Circuit(units, mask, values, str(head.get("model", "")), head.get("about", {}))
     check_circuit(c)
     return c
@@ -133,8 +107,3 @@ def _units(given: Any) -> Units | Edges:
     if min(sizes) < 0 or (positions or 0) < 0:
         raise ValueError("negative sizes")
     return Units(kinds, sizes[0], sizes[1], layers, sizes[2], positions)
-
-
-def _stem(path: str | PathLike[str]) -> Path:
-    given = Path(path).expanduser()
-    return given.with_suffix("") if given.suffix in (".json", ".npz") else given

@@ -5,17 +5,14 @@ answer always follows the last position. No text stands in two splits: what find
 chooses among circuits (`selection`) and what they are reported on (`report`) are apart.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from tcircuits.files.limits import read_json
-from tcircuits.files.opening import open_tensors
+from tcircuits.files.record import read_record, write_record
 from tcircuits.types import Bool, InputError, Int
 
 Metric = Literal["logit_difference", "probability_difference"]
@@ -145,17 +142,9 @@ def save_behaviour(b: Behaviour, path: str | PathLike[str]) -> None:
         InputError: see `check_behaviour`.
     """
     check_behaviour(b)
-    stem = _stem(path)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    arrays: Any = {f"{split}.{name}": getattr(p, name) for split, p in b.splits.items() for name in ARRAYS}
-    draft = stem.with_name(f".{stem.name}.npz")
-    with draft.open("wb") as out:
-        np.savez_compressed(out, **arrays)
-    draft.replace(stem.with_name(f"{stem.name}.npz"))
-    head = {"tcircuits": "behaviour", "version": VERSION, "name": b.name, "model": b.model, "metric": b.metric}
-    draft = stem.with_name(f".{stem.name}.json")
-    draft.write_text(json.dumps(head | {"about": dict(b.about)}, indent=1) + "\n", encoding="utf-8")
-    draft.replace(stem.with_name(f"{stem.name}.json"))
+    arrays = {f"{split}.{name}": getattr(p, name) for split, p in b.splits.items() for name in ARRAYS}
+    head = {"name": b.name, "model": b.model, "metric": b.metric, "about": dict(b.about)}
+    write_record(path, "behaviour", VERSION, head, arrays)
 
 
 def load_behaviour(path: str | PathLike[str]) -> Behaviour:
@@ -164,32 +153,20 @@ def load_behaviour(path: str | PathLike[str]) -> Behaviour:
     Raises:
         InputError: a file is missing, damaged or of another kind.
     """
-    stem = _stem(path)
-    names = [stem.with_name(f"{stem.name}.{end}") for end in ("json", "npz")]
-    absent = [str(p) for p in names if not p.is_file()]
-    if absent:
-        raise InputError(f"no behaviour at {path}: {', '.join(absent)} missing")
-    head = read_json(names[0])
-    if head.get("tcircuits") != "behaviour" or head.get("version") != VERSION:
-        raise InputError(f"{names[0]} is no behaviour of version {VERSION}")
-    file, wanted = open_tensors(names[1]), [f"{split}.{name}" for split in SPLITS for name in ARRAYS]
+    head, file = read_record(path, "behaviour", VERSION)
+    wanted = [f"{split}.{name}" for split in SPLITS for name in ARRAYS]
     absent = [name for name in wanted if name not in file.headers]
     absent += [key for key in ("name", "model", "metric") if not isinstance(head.get(key), str)]
     if absent:
-        raise InputError(f"{stem} is damaged: {', '.join(absent)} missing")
+        raise InputError(f"the behaviour at {path} is damaged: {', '.join(absent)} missing")
     found = {name: np.asarray(file.read(name, None)) for name in wanted}
+    if any(a.dtype.kind not in "iu" for a in found.values()):
+        raise InputError(f"the behaviour at {path} is damaged: token ids must be integers")
     parts = {s: Prompts(*[found[f"{s}.{name}"] for name in ARRAYS]) for s in SPLITS}
     metric: Any = head["metric"]
     b = Behaviour(head["name"], head["model"], metric, parts, head.get("about", {}))
-    if any(a.dtype.kind not in "iu" for a in found.values()):
-        raise InputError(f"{names[1]} is damaged: token ids must be integers")
     check_behaviour(b)
     return b
-
-
-def _stem(path: str | PathLike[str]) -> Path:
-    given = Path(path).expanduser()
-    return given.with_suffix("") if given.suffix in (".json", ".npz") else given
 
 
 def sizes(b: Behaviour) -> dict[str, int]:
