@@ -5,6 +5,7 @@ circuit, _, _ = tc.discover(model, behaviour, units, method="ig")
 report = tc.validate(model, behaviour, circuit)
 """
 
+from tcircuits.circuits.acdc import acdc
 from tcircuits.circuits.circuit import Circuit, load_circuit, save_circuit
 from tcircuits.circuits.discover import discover
 from tcircuits.circuits.edges import Edges, edges_of
@@ -23,6 +24,7 @@ __all__ = [
     "Runs",
     "UnitScores",
     "Units",
+    "acdc",
     "discover",
     "edges_of",
     "learned_scores",
