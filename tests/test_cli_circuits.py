@@ -37,12 +37,27 @@ def test_a_circuit_is_found_tested_and_shown(found, capsys):
     assert json.loads(capsys.readouterr().out)["about"]["ablation"] == "zero"
 
 
+def test_patching_is_shown_as_heat_maps(tmp_path, capsys):
+    out = tmp_path / "patched"
+    few = ["--prompts", "4", "--sites", "resid_pre,z"]
+    assert main(["patch", "--task", "agreement_across", "--out", str(out), *few]) == 0
+    assert "Strongest places" in capsys.readouterr().out
+    found = json.loads((out / "patching.json").read_text())
+    first, last = found["places"]["resid_pre"][0], found["places"]["resid_pre"][-1]
+    assert sum(first) == pytest.approx(1, abs=0.3)  # the prompts differ in one word: its place has nearly all
+    assert last[-1] == max(last)
+    page = (out / "patching.html").read_text()
+    assert page.count("<svg") == 2
+    assert "src=" not in page
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["discover", "--task", "chess", "--out", "OUT"], "'chess' is unknown"),
         (["discover", "--task", "ioi", "--out", "OUT", "--units", "head,tail"], "'tail' is unknown"),
         (["discover", "--task", "modular", "--out", "OUT"], "cannot do 'modular'"),
+        (["patch", "--task", "chess", "--out", "OUT"], "'chess' is unknown"),
         (["validate", "OUT"], "is no folder"),
         (["validate", "HERE"], "no behaviour at"),
     ],

@@ -10,6 +10,7 @@ from tcircuits.circuits.circuit import Circuit, load_circuit, save_circuit
 from tcircuits.circuits.discover import discover
 from tcircuits.circuits.edges import Edges, edges_of
 from tcircuits.circuits.learning import Learning, learned_scores
+from tcircuits.circuits.patching import Sweep, patching_sweep
 from tcircuits.circuits.running import Answers, Runs, run_circuits
 from tcircuits.circuits.scores import UnitScores, unit_scores
 from tcircuits.circuits.units import Units, units_of
@@ -22,6 +23,7 @@ __all__ = [
     "Learning",
     "Report",
     "Runs",
+    "Sweep",
     "UnitScores",
     "Units",
     "acdc",
@@ -29,6 +31,7 @@ __all__ = [
     "edges_of",
     "learned_scores",
     "load_circuit",
+    "patching_sweep",
     "run_circuits",
     "save_circuit",
     "unit_scores",

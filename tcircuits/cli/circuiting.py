@@ -1,4 +1,4 @@
-"""`tcircuits discover` and `tcircuits validate`."""
+"""`tcircuits discover`, `tcircuits validate` and `tcircuits patch`."""
 
 import json
 from dataclasses import dataclass, replace
@@ -156,4 +156,60 @@ def validate(cfg: Validate) -> None:
         print_json(report.as_dict())
         return
     show_report(report)
+    print(f"page: {page}")
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Put values of one run into another, place by place: where does the answer come from?"""
+
+    task: str
+    """As in `tcircuits discover`."""
+    out: Path
+    """Folder for patching.html and patching.json."""
+    model: str = common.MODEL
+    """A built-in name, a folder, a .gguf file, or a hub id."""
+    sites: str = "resid_pre,attn_out,mlp_out"
+    """Sites, joined by commas; q, k, v and z head by head."""
+    direction: Literal["denoise", "noise"] = "denoise"
+    """denoise: the prompt's values into the counterfactual; noise: the other way round."""
+    prompts: int = 32
+    """How many."""
+    seed: int = 0
+    """Of the prompts."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
+
+
+def patch(cfg: Patch) -> None:
+    """Run `tcircuits patch`."""
+    from tcircuits.tasks import TASKS
+
+    if cfg.task not in TASKS:
+        raise InputError(f"task {cfg.task!r} is unknown; there are {', '.join(TASKS)}")
+    check_folder(cfg.out, "--out")
+    common.start_jax()
+    import tcircuits as tc
+    from tcircuits.circuits.patching import patching_sweep
+    from tcircuits.view.patching import show_sweep, write_page
+    from tcircuits.view.terminal import visible
+
+    model = tc.load_model(cfg.model)
+    sizes = {"attribution": 1, "selection": 1, "report": cfg.prompts}
+    behaviour = tc.make_behaviour(model, cfg.task, sizes=sizes, seed=cfg.seed)
+    tc.check_capability(model, behaviour, "report")
+    sites = tuple(site.strip() for site in cfg.sites.split(","))
+    sweep = patching_sweep(model, behaviour, sites=sites, direction=cfg.direction)
+    p = behaviour["report"]
+    words = [visible(model.token(int(i))) for i in p.clean[int(p.padding.argmin())]]
+    places = {site: values.tolist() for site, values in sweep.places.items()}
+    found = {"task": cfg.task, "model": model.name, "direction": sweep.direction, "clean": sweep.clean}
+    found |= {"other": sweep.other, "words": words, "places": places}
+    write_text(cfg.out / "patching.json", json.dumps(found, allow_nan=False) + "\n")
+    told = f"{model.name}, {cfg.task}, {p.n} prompts"
+    page = write_page(sweep, words, told, cfg.out / "patching.html")
+    if cfg.json:
+        print_json(found)
+        return
+    show_sweep(sweep, words, told)
     print(f"page: {page}")

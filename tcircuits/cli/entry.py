@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from tcircuits.cli.circuiting import Discover, Validate, discover, validate
+from tcircuits.cli.circuiting import Discover, Patch, Validate, discover, patch, validate
 from tcircuits.cli.dictionaries import Eval, Tokenize, evaluate, tokenize
 from tcircuits.cli.features import Features, features
 from tcircuits.cli.files import Convert, Info, convert, info
@@ -29,6 +29,7 @@ RUN: dict[type, Callable[[Any], None]] = {
     Attention: attention,
     Discover: discover,
     Validate: validate,
+    Patch: patch,
     Tokenize: tokenize,
     Train: train,
     Sweep: sweep,
