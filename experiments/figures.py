@@ -240,6 +240,29 @@ def smollm2_rows() -> list[Row]:
     return [*rows, (what, "; ".join(parts), "experiments.smollm2_transcoders")]
 
 
+def circuit_rows() -> list[Row]:
+    """Circuits of the embedded model, and how fast they run."""
+    rows: list[Row] = []
+    for c in read("circuit_baselines")["figures"]["cases"]:
+        first, nulls = c["rows"][0], c["nulls"]
+        if first["units"] == "head,mlp":
+            continue
+        by = {r["method"]: r for r in c["rows"]}
+        f = first["faithfulness"]
+        what = f"`tiny`, {first['task'].replace('_', '-')}: {first['kept']} of {first['of']:,} "
+        what += "edges" if first["units"] == "edge" else "heads and neurons"
+        text = f"faithfulness {f['value']:.2f} [{f['low']:.2f}, {f['high']:.2f}], phi {first['phi']['value']:.2f}; "
+        text += f"nothing: phi {nulls['nothing_phi']:.2f}; 95th percentile of random: "
+        text += f"{nulls['random_faithfulness_95']:.2f}, {nulls['random_phi_95']:.2f}; CMD "
+        text += ", ".join(f"{m} {r['CMD']:.3f}" for m, r in by.items() if m != "random")
+        rows.append((what, text, "experiments.circuit_baselines"))
+    for b in read("bench_circuits")["figures"]["rows"]:
+        what = f"circuits on prompts of `tiny` a second, {b['n']:,} units ({b['units']})"
+        text = f"{b['together']:,.0f} together, {b['single']:,.0f} one at a time: {b['ratio']:.0f}x"
+        rows.append((what, text, "experiments.bench.circuits"))
+    return rows
+
+
 def paper_rows() -> list[Row]:
     """The transcoder paper's equations, paths and studies."""
     found, f = read("equations")["figures"]["largest"], read("bench_paths")["figures"]
@@ -302,7 +325,15 @@ def table() -> str:
     """The figures as a Markdown table, and where they were measured."""
     rows = [*embedded_rows(), *reference_rows(), *balance_rows(), *perturbation_rows(), *trace_rows()]
     rows += [*selection_rows(), *speed_rows(), *format_rows(), *lazy_rows(), *fuzz_rows(), *claim_rows()]
-    rows += [*truth_rows(), *trainer_rows(), *gpu_rows(), *smollm2_rows(), *paper_rows(), *study_rows()]
+    rows += [
+        *truth_rows(),
+        *trainer_rows(),
+        *gpu_rows(),
+        *smollm2_rows(),
+        *paper_rows(),
+        *study_rows(),
+        *circuit_rows(),
+    ]
     lines = ["| what | figure | command |", "|---|---|---|"]
     lines += [f"| {what} | {figure} | `python -m {where}` |" for what, figure, where in rows]
     h, v = read("trace_smollm2")["hardware"], read("trace_smollm2")["versions"]
