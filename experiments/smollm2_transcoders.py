@@ -12,7 +12,8 @@ skip. The result has the table of `tcircuits eval` on held-out prose: each layer
 with intervals over rows; the same for all layers on text that the model wrote anew; features that are dead over more
 held-out prose; tokens, epochs and the share of sampled text. Weights stay in `build` (30 layers are 640 MB; this
 command rebuilds them). `--trained` measures a run again, on another machine for instance: the one in `results` was
-trained on an H100, where there was no time left to measure, and layers 2, 10 and 20 of it were measured on a CPU.
+trained on an H100 (stopped once by a time limit, and gone on with from its checkpoint), where there was no time left to
+measure; layers 2, 10 and 20 of it were measured on a CPU. Its `training` part was put together from what it printed.
 
 With `--precision bfloat16` the model that writes and is read while training is in bfloat16, as are the large products
 of the dictionaries; their weights are float32, and everything is measured on the float32 model.

@@ -50,8 +50,9 @@ class Edges:
 
     Attributes:
         n_layers, n_heads, n_kv_heads: of the model.
-        parallel: whether an MLP hears the heads of its own layer (no) or not.
-        attn_only: whether there are no MLPs.
+        parallel: an MLP does not hear the heads of its own layer.
+        attn_only: there are no MLPs.
+        kinds, positions: what `Units` has too; edges are of one kind, and pooled.
     """
 
     n_layers: int

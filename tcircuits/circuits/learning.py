@@ -92,24 +92,24 @@ def learned_scores(
     n = behaviour[split].n
     (prompts,) = parts(model, behaviour[split], n)
     mean = mean_values(model, behaviour, s, dictionary, min(n, 16)) if ablation == "mean" else None
-    learned = _learn(s, kind, how, model.params, dictionary, mean, prompts, jax.random.key(seed))
+    learned = _learn(s, kind, how, n, model.params, dictionary, mean, prompts, jax.random.key(seed))
     passes = how.steps * min(how.batch, n)
     return UnitScores(kind, np.asarray(host(learned)), None, 2 * n + passes, passes, time.perf_counter() - start)
 
 
-@partial(jax.jit, static_argnames=("s", "kind", "how"))
+@partial(jax.jit, static_argnames=("s", "kind", "how", "n"))
 def _learn(
     s: Setting,
     kind: Kind,
     how: Learning,
+    n: int,
     params: Any,
     d: Any,
     mean: Worth | None,
     prompts: dict[str, Array],
     key: Array,
 ) -> Float[Array, " U"]:
-    n = prompts["clean"].shape[0]
-    batch = min(how.batch, n)
+    batch = min(how.batch, n)  # of the n prompts; what fills the devices up comes after them
     adam = optax.adam(how.lr or (0.8 if kind == "pruning" else 0.05))
     first, noise = jax.random.split(key)
     scores = 0.01 * jax.random.normal(first, (s.units.n,)) + (FIRST if kind == "pruning" else 0.0)

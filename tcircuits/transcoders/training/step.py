@@ -4,8 +4,8 @@
     state, metrics = train_step(recipe, state, x, y)
 
 Layers that do not depend on each other are trained one after the other within the program (`lax.map`), so that only
-one layer's features exist at a time; on a GPU as many at once as have room, since starting its small kernels takes as
-long as they do. Coupled ones (cross-layer dictionaries, HAGD's prediction) are always trained at once.
+one layer's features exist at a time; on a GPU as many at once as have room, which fills it better. Coupled ones
+(cross-layer dictionaries, HAGD's prediction) are always trained at once.
 """
 
 from dataclasses import dataclass, replace
