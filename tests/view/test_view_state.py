@@ -78,6 +78,26 @@ def chosen_state(page, graph):
     return state
 
 
+def test_a_name_that_is_being_typed_outlives_another_size_of_the_window(show):
+    graph = random_graph()
+    page = show(graph)
+    ids = sorted(visible_ids(graph, 0.8))[:2]
+    for i in ids:
+        page.evaluate("(i) => tcircuits.togglePin(i)", i)
+    for i in ids:
+        page.locator(f'.box[data-id="{i}"]').press("Space")
+    page.get_by_role("button", name="Group 2").click()
+    before = page.locator(".sub-stage svg").get_attribute("width")
+    page.locator(".group-name").press("Control+A")
+    page.keyboard.type("half a ")
+    page.set_viewport_size({"width": 1000, "height": 600})
+    settle(page)
+    assert page.locator(".sub-stage svg").get_attribute("width") != before
+    page.keyboard.type("name")
+    page.keyboard.press("Enter")
+    assert page.evaluate("tcircuits.state()")["groups"] == [{"name": "half a name", "members": ids}]
+
+
 def test_the_state_round_trips_through_the_address_and_through_the_file(show):
     graph = random_graph()
     page = show(graph)

@@ -226,12 +226,18 @@ function listenToPage() {
     state = stateFromHash(graph, location.hash, base);
     update({});
   });
-  const redraw = eachFrame(() => update({}));
-  new ResizeObserver(redraw).observe(page.querySelector(".plot-scroll"));
-  new ResizeObserver(redraw).observe(page.querySelector(".sub-stage"));
+  // Another size changes the drawings only: text fields are left alone, someone may be typing in one.
+  const resized = new ResizeObserver(
+    eachFrame(() => {
+      linkGraph.draw(state);
+      subgraph.drawStage();
+    }),
+  );
+  resized.observe(page.querySelector(".plot-scroll"));
+  resized.observe(page.querySelector(".sub-stage"));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     drawLegend();
-    redraw();
+    update({});
   });
 }
 

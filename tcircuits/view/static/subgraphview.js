@@ -16,6 +16,12 @@ class Subgraph {
     this.boxes = boxes;
     this.links = boxLinks(this.graph, boxes);
     this.drawBar(state, boxes);
+    this.drawStage();
+  }
+
+  /** The boxes alone, as wide as there is room: a name that is being typed in the bar stays as it is. */
+  drawStage() {
+    const { boxes, state } = this;
     if (!boxes.length) {
       this.stage.replaceChildren();
       this.root.style.flexBasis = "";
