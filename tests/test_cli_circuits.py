@@ -51,6 +51,17 @@ def test_patching_is_shown_as_heat_maps(tmp_path, capsys):
     assert "src=" not in page
 
 
+def test_paths_into_readers_are_shown_as_a_heat_map(tmp_path, capsys):
+    out = tmp_path / "patched"
+    some = ["--prompts", "4", "--to", "logits,head 1.0 v"]
+    assert main(["patch", "--task", "ioi", "--out", str(out), *some]) == 0
+    assert "Strongest paths" in capsys.readouterr().out
+    found = json.loads((out / "patching.json").read_text())
+    assert found["readers"] == ["head 1.0 v", "logits"]
+    assert found["shares"][0].count(None) == len(found["writers"]) - 6  # it hears the embedding and layer 0 alone
+    assert (out / "patching.html").read_text().count("<svg") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -58,6 +69,7 @@ def test_patching_is_shown_as_heat_maps(tmp_path, capsys):
         (["discover", "--task", "ioi", "--out", "OUT", "--units", "head,tail"], "'tail' is unknown"),
         (["discover", "--task", "modular", "--out", "OUT"], "cannot do 'modular'"),
         (["patch", "--task", "chess", "--out", "OUT"], "'chess' is unknown"),
+        (["patch", "--task", "ioi", "--out", "OUT", "--to", "head 9.9 q"], "['head 9.9 q'] are unknown"),
         (["validate", "OUT"], "is no folder"),
         (["validate", "HERE"], "no behaviour at"),
     ],

@@ -12,6 +12,7 @@ from tcircuits.circuits.learning import Kind, learned_scores
 from tcircuits.circuits.metrics import SHARES, check_range, counts_of, faithfulness, nested
 from tcircuits.circuits.running import Ablation, run_circuits
 from tcircuits.circuits.scores import POINTS, Method, UnitScores, unit_scores
+from tcircuits.circuits.stability import stability
 from tcircuits.circuits.units import Units
 from tcircuits.models.model import Model
 from tcircuits.tasks.behaviour import Behaviour, told
@@ -87,10 +88,18 @@ def discover(
         **{"dictionary": None if dictionary is None else dictionary.source or dictionary.cfg.kind},
         **{"tolerance": tolerance, "size_given": size, "behaviour": told(behaviour), "capability": asdict(gate)},
         "cost": {"forwards": scored.forwards, "backwards": scored.backwards, "seconds": scored.seconds},
+        "stability": _stability(scored, int(counts[chosen]), signed, seed),
         "selection": {"counts": counts.tolist(), "faithfulness": f.tolist()},
     }
     circuit = Circuit(units, masks[chosen], scored.values, model.name, about)
     return circuit, scored, Choice(tuple(counts.tolist()), tuple(f.tolist()), taken)
+
+
+def _stability(scored: UnitScores, size: int, signed: bool, seed: int) -> dict[str, Any] | None:
+    """Overlap of the circuits that resampled prompts choose; None where scores are not a mean over prompts."""
+    if scored.by_prompt is None or len(scored.by_prompt) < 2:
+        return None
+    return asdict(stability(scored.by_prompt, size, signed=signed, seed=seed))
 
 
 def score(

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tcircuits.circuits import edges as edge
-from tcircuits.circuits.edges import Edges
+from tcircuits.circuits import edge_forward
+from tcircuits.circuits.edge_forward import Written
+from tcircuits.circuits.edges import Edges, edges_of
 from tcircuits.circuits.forward import Errors, Values, run
 from tcircuits.circuits.units import Units
 from tcircuits.models.config import ModelConfig
@@ -27,8 +28,8 @@ from tcircuits.transcoders.evaluation.corpus import mesh_of
 from tcircuits.types import Array, Bool, Float, InputError, Int
 
 Ablation = Literal["resample", "mean", "zero"]
-Worth = Values | edge.Written
-"""What units are worth in a run, or what the writers of edges write."""
+Worth = Values | Written
+"""What units are worth in a run, or what the writers of edges are."""
 
 
 @jax.tree_util.register_static
@@ -143,7 +144,7 @@ def check(
     if (units.n_layers, units.n_heads) != (cfg.n_layers, cfg.n_heads):
         sizes = f"{units.n_layers} layers of {units.n_heads} heads"
         wrong.append(f"units are for {sizes}, the model has {cfg.n_layers} of {cfg.n_heads}")
-    if isinstance(units, Edges) and units != edge.edges_of(cfg):
+    if isinstance(units, Edges) and units != edges_of(cfg):
         wrong.append("edges are those of another model")
     if isinstance(units, Units) and "feature" in units.kinds:
         own = None if dictionary is None else (tuple(dictionary.cfg.layers), dictionary.cfg.d_feature)
@@ -213,7 +214,7 @@ def record(
 ) -> tuple[Float[Array, "T V"], Worth]:
     """Logits of the model itself, and what its units are worth."""
     if isinstance(s.units, Edges):
-        return edge.run(s.cfg, params, s.units, tokens, valid)
+        return edge_forward.record(s.cfg, params, tokens, valid)
     return run(s.cfg, params, d, s.units, tokens, valid)
 
 
@@ -246,8 +247,8 @@ def masked(
     """The last logits of a circuit."""
     by_kind = s.units.split(mask)
     if isinstance(s.units, Edges):
-        assert isinstance(reference, edge.Written)
-        return edge.run(s.cfg, params, s.units, p["clean"], p["valid"], by_kind, reference)[0][-1]
+        assert isinstance(reference, Written)
+        return edge_forward.run(s.cfg, params, s.units, p["clean"], p["valid"], by_kind, reference)[-1]
     assert isinstance(clean, Values)
     assert isinstance(reference, Values)
     return run(s.cfg, params, d, s.units, p["clean"], p["valid"], by_kind, reference, clean, s.errors)[0][-1]

@@ -3,6 +3,8 @@
 With m the metric, v a unit's value on the prompt and v' its reference (the counterfactual, the mean, or zero):
 
     gradient    (v - v') dm/dv on the prompt: attribution patching (Nanda 2023; Syed et al. 2023, arXiv 2310.10348)
+    relp        the same with the rules of relevance propagation in place of the gradient's (RelP,
+                arXiv 2508.21258; `models.config.RelevanceConfig`); of edges, patterns keep their derivative
     ig          the same gradient averaged on the line on which all units go from v' to v together, Gauss-Legendre
                 points; scores sum to m(all) - m(none) (integrated gradients, Sundararajan et al. 2017; for circuits
                 Hanna et al. 2024, arXiv 2403.17806, who move the inputs)
@@ -18,7 +20,8 @@ attribution patching, and `exact` is exact edge patching.
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -26,8 +29,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tcircuits.circuits.edges import Edges, Written
-from tcircuits.circuits.edges import run as edge_run
+from tcircuits.circuits.edge_forward import Written, vectors
+from tcircuits.circuits.edge_gradients import edge_scores
+from tcircuits.circuits.edges import Edges
 from tcircuits.circuits.forward import Errors, Values
 from tcircuits.circuits.running import (
     Ablation,
@@ -43,13 +47,14 @@ from tcircuits.circuits.running import (
     run_circuits,
 )
 from tcircuits.circuits.units import Units
+from tcircuits.models.config import with_relevance
 from tcircuits.models.model import Model
 from tcircuits.parallel import host
 from tcircuits.tasks.behaviour import Behaviour
 from tcircuits.transcoders.dictionary import Transcoders
 from tcircuits.types import Array, Float, InputError
 
-Method = Literal["gradient", "ig", "eap-ig", "exact", "activation", "random"]
+Method = Literal["gradient", "relp", "ig", "eap-ig", "exact", "activation", "random"]
 POINTS = 8
 MOST_EXACT = 20_000  # units that are ablated one by one without being told
 
@@ -115,20 +120,27 @@ def unit_scores(
         found = run_circuits(model, behaviour, masks, units, **kept).circuits.metric
         return scored((found[:1] - found[1:]).T, (found[0] - found[1:]).mean(-1), n * (units.n + 3), 0)
     mean = mean_values(model, behaviour, setting, dictionary, batch) if ablation == "mean" else None
-    at, weight = (np.ones(1), np.ones(1)) if method == "gradient" else _legendre(points)
-    each = []
+    once = method in ("gradient", "relp")
+    at, weight = (jnp.asarray(x) for x in ((np.ones(1), np.ones(1)) if once else _legendre(points)))
+    run, each = program(setting, method), []
     for part in parts(model, behaviour[split], batch):
-        if method == "activation":
-            each.append(host(_sizes(setting, model.params, dictionary, part)))
-        elif method == "eap-ig":
-            each.append(host(_from_inputs(setting, model.params, jnp.asarray(at), jnp.asarray(weight), part)))
-        else:
-            each.append(
-                host(_gradients(setting, model.params, dictionary, mean, jnp.asarray(at), jnp.asarray(weight), part))
-            )
+        each.append(host(run(model.params, dictionary, mean, at, weight, part)))
     by_prompt = np.concatenate(each)[:n]
     passes = 0 if method == "activation" else len(at)
     return scored(by_prompt, by_prompt.mean(0), n * (1 if method == "activation" else 2 + passes), n * passes)
+
+
+def program(s: Setting, method: Method) -> Callable[..., Float[Array, "N U"]]:
+    """The program of a method: (weights, dictionary, mean values, points, their weights, prompts) -> [N, U].
+
+    It is what `unit_scores` runs for each batch of prompts; compiled ahead of time it tells what it would cost.
+    """
+    if method == "activation":
+        return partial(_sizes, s)
+    edges = isinstance(s.units, Edges)
+    if method == "relp":
+        s = replace(s, cfg=with_relevance(s.cfg, edges=edges))
+    return partial(_of_edges if edges and method != "ig" else _gradients, s)
 
 
 def _legendre(points: int) -> tuple[np.ndarray, np.ndarray]:
@@ -161,41 +173,40 @@ def _gradients(
 
 
 @partial(jax.jit, static_argnames="s")
-def _from_inputs(s: Setting, params: Any, at: Array, weight: Array, prompts: dict[str, Array]) -> Float[Array, "N U"]:
-    """What edges carry times the gradient at their readers, averaged over inputs between counterfactual and prompt."""
+def _of_edges(
+    s: Setting, params: Any, d: None, mean: Worth | None, at: Array, weight: Array, prompts: dict[str, Array]
+) -> Float[Array, "N U"]:
+    """What edges carry times the gradient at their readers, averaged over inputs between reference and prompt."""
     edges = s.units
     assert isinstance(edges, Edges)
 
     def one(p: dict[str, Array]) -> Array:
-        clean, other = (edge_run(s.cfg, params, edges, p[name], p["valid"])[1].out for name in ("clean", "other"))
-        gap = Written(clean - other)
+        _, clean, reference = both(s, params, d, mean, p)
+        assert isinstance(clean, Written)
+        assert isinstance(reference, Written)
+        gap = jax.tree.map(jnp.subtract, clean, reference)
+        start = reference.embed + at.astype(gap.embed.dtype)[:, None, None] * gap.embed
 
-        def value(nudge: Array, start: Array) -> Array:
-            by_reader = edges.split(nudge)
-            logits, _ = edge_run(s.cfg, params, edges, p["clean"], p["valid"], nudge=(by_reader, gap), start=start)
-            return metric(s.metric, logits[-1], p["right"], p["wrong"])
+        def value(logits: Array) -> Array:
+            return metric(s.metric, logits, p["right"], p["wrong"])
 
-        def add(total: Array, point: tuple[Array, Array]) -> tuple[Array, None]:
-            where, share = point
-            start = other[0] + where.astype(clean.dtype) * (clean[0] - other[0])
-            return total + share * jax.grad(value)(jnp.zeros_like(total), start), None
-
-        zeros = jnp.zeros(edges.n, jnp.promote_types(params.embed.dtype, jnp.float32))
-        return jax.lax.scan(add, zeros, (at.astype(zeros.dtype), weight.astype(zeros.dtype)))[0]
+        return edge_scores(s.cfg, params, edges, p["valid"], gap, start, weight, value)
 
     with jax.default_matmul_precision("highest"):
         return jax.vmap(one)(prompts)
 
 
 @partial(jax.jit, static_argnames="s")
-def _sizes(s: Setting, params: Any, d: Any, prompts: dict[str, Array]) -> Float[Array, "N U"]:
+def _sizes(
+    s: Setting, params: Any, d: Any, mean: None, at: Array, weight: Array, prompts: dict[str, Array]
+) -> Float[Array, "N U"]:
     """Mean size of each unit's value over a prompt's tokens (or at each position)."""
 
     def one(p: dict[str, Array]) -> Array:
         values, valid = record(s, params, d, p["clean"], p["valid"])[1], p["valid"]
         if isinstance(s.units, Edges):
             assert isinstance(values, Written)
-            size = jnp.sum(jnp.linalg.norm(values.out, axis=-1) * valid, -1) / jnp.sum(valid)
+            size = jnp.sum(jnp.linalg.norm(vectors(params, values), axis=-1) * valid, -1) / jnp.sum(valid)
             return size[s.units.pairs[:, 1]]
         assert isinstance(values, Values)
         found = []

@@ -58,6 +58,23 @@ class Nulls:
 
 
 @dataclass(frozen=True)
+class Minimality:
+    """Is each unit of the circuit needed more than a random unit that is put in (Shi et al. 2024, section 3.3)?
+
+    Attributes:
+        insertions: random units from outside, each put in alone: how much the metric moves is the null.
+        beaten: share of the circuit's units whose removal moves it more than 95 % of insertions do.
+        p_worst: the largest p-value of a unit, that of the circuit's least needed one.
+        worst: its name.
+    """
+
+    insertions: int
+    beaten: float
+    p_worst: float
+    worst: str
+
+
+@dataclass(frozen=True)
 class Curve:
     """Nested circuits of the best units: shares of all units, and what each does."""
 
@@ -84,6 +101,7 @@ class Report:
         baselines: other rankings at the same size.
         curves: by the circuit's own scores, signed and by size; empty where it has none.
         needed: share of its units whose removal costs more than `NEEDED`; None for large circuits.
+        minimality: each unit against random insertions; None for large circuits, or where nothing is outside.
         p_equivalence: a small one says that circuit and model differ.
         p_independence: a small one says that the complement still knows about the task.
     """
@@ -97,6 +115,7 @@ class Report:
     baselines: Mapping[str, Figures]
     curves: Mapping[str, Curve]
     needed: float | None
+    minimality: Minimality | None
     p_equivalence: float
     p_independence: float
 
@@ -174,6 +193,12 @@ def _masks(
         less = np.repeat(mask[None], len(inside), 0)
         less[np.arange(len(inside)), inside] = False
         masks.add("less", less)
+        outside = np.flatnonzero(~mask)
+        drawn = np.random.default_rng(seed).permutation(outside)[:random]
+        if len(drawn):
+            more = np.repeat(mask[None], len(drawn), 0)
+            more[np.arange(len(drawn)), drawn] = True
+            masks.add("more", more)
     return masks, counts
 
 
@@ -242,6 +267,7 @@ def _report(
         {name: figures(name) for name in (*BASELINES, "eap-ig") if name in masks.groups},
         curves,
         needed,
+        _minimality(circuit, masks, runs),
         metrics.equivalence(found.metric[at], full.metric),
         metrics.independence(found.metric[masks.rows("complement").start], full.metric),
     )
@@ -265,6 +291,18 @@ def _needed(masks: Masks, runs: Runs, none: np.ndarray, own: Figures) -> float |
         return None
     less = metrics.faithfulness(runs.circuits.metric[masks.rows("less")], runs.model.metric, none)
     return float(np.mean(own.faithfulness.value - less > NEEDED))
+
+
+def _minimality(circuit: Circuit, masks: Masks, runs: Runs) -> Minimality | None:
+    if "more" not in masks.groups:
+        return None
+    mean = runs.circuits.metric.mean(-1)
+    own = mean[masks.rows("circuit").start]
+    removed, put_in = (np.abs(mean[masks.rows(name)] - own) for name in ("less", "more"))
+    p = np.array([metrics.share_above(effect, put_in) for effect in removed])
+    worst = circuit.units.label(int(np.flatnonzero(circuit.mask)[p.argmax()]))
+    beaten = float(np.mean(removed > np.quantile(put_in, 0.95)))
+    return Minimality(len(put_in), beaten, float(p.max()), worst)
 
 
 def _curve(runs: Runs, rows: slice, counts: np.ndarray, n: int, none: np.ndarray) -> Curve:

@@ -3,13 +3,17 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from tcircuits.cli import common
 from tcircuits.cli.common import Repeated, check_folder, print_json, write_text
 from tcircuits.types import InputError
+
+if TYPE_CHECKING:
+    from tcircuits.models.model import Model
+    from tcircuits.tasks.behaviour import Behaviour
 
 BEHAVIOUR, CIRCUIT, REPORT = "behaviour", "circuit", "report"
 
@@ -30,7 +34,7 @@ class Discover:
     """The dictionary of `feature` units; default: the model's own set, or its neurons."""
     choose: Repeated = ()
     """What the files of transcoders leave open, NAME=VALUE (repeatable)."""
-    method: Literal["gradient", "ig", "eap-ig", "topk", "pruning", "exact", "activation", "random"] = "ig"
+    method: Literal["gradient", "relp", "ig", "eap-ig", "topk", "pruning", "exact", "activation", "random"] = "ig"
     """How units are scored; topk and pruning learn masks."""
     size: int | None = None
     """Take so many units; default: the fewest whose faithfulness is within --tolerance of 1."""
@@ -173,6 +177,9 @@ class Patch:
     """Sites, joined by commas; q, k, v and z head by head."""
     direction: Literal["denoise", "noise"] = "denoise"
     """denoise: the prompt's values into the counterfactual; noise: the other way round."""
+    to: str | None = None
+    """Paths instead of sites: what every head and MLP tells these readers directly, joined by commas: `head 1.3 q`,
+    `mlp 2`, `logits`, all of a kind (q, k, v, mlp), or all."""
     prompts: int = 32
     """How many."""
     seed: int = 0
@@ -198,18 +205,37 @@ def patch(cfg: Patch) -> None:
     sizes = {"attribution": 1, "selection": 1, "report": cfg.prompts}
     behaviour = tc.make_behaviour(model, cfg.task, sizes=sizes, seed=cfg.seed)
     tc.check_capability(model, behaviour, "report")
+    p = behaviour["report"]
+    told = f"{model.name}, {cfg.task}, {p.n} prompts"
+    if cfg.to is not None:
+        _paths(cfg, model, behaviour, told)
+        return
     sites = tuple(site.strip() for site in cfg.sites.split(","))
     sweep = patching_sweep(model, behaviour, sites=sites, direction=cfg.direction)
-    p = behaviour["report"]
     words = [visible(model.token(int(i))) for i in p.clean[int(p.padding.argmin())]]
     places = {site: values.tolist() for site, values in sweep.places.items()}
     found = {"task": cfg.task, "model": model.name, "direction": sweep.direction, "clean": sweep.clean}
     found |= {"other": sweep.other, "words": words, "places": places}
     write_text(cfg.out / "patching.json", json.dumps(found, allow_nan=False) + "\n")
-    told = f"{model.name}, {cfg.task}, {p.n} prompts"
     page = write_page(sweep, words, told, cfg.out / "patching.html")
     if cfg.json:
         print_json(found)
         return
     show_sweep(sweep, words, told)
+    print(f"page: {page}")
+
+
+def _paths(cfg: Patch, model: "Model", behaviour: "Behaviour", told: str) -> None:
+    from tcircuits.circuits.path_patching import path_sweep
+    from tcircuits.view.path_patching import as_dict, show_paths, write_paths
+
+    assert cfg.to is not None
+    sweep = path_sweep(model, behaviour, [name.strip() for name in cfg.to.split(",")])
+    found = {"task": cfg.task, "model": model.name} | as_dict(sweep)
+    write_text(cfg.out / "patching.json", json.dumps(found, allow_nan=False) + "\n")
+    page = write_paths(sweep, told, cfg.out / "patching.html")
+    if cfg.json:
+        print_json(found)
+        return
+    show_paths(sweep, told)
     print(f"page: {page}")

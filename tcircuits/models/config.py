@@ -5,8 +5,8 @@ A family (GPT-2, GPT-NeoX, Llama ...) is a choice of switches, not a class: `fam
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
 
 import jax
 
@@ -90,6 +90,8 @@ class ModelConfig:
     final_softcap: float | None = None
     embed_scale: float = 1.0
     attn_only: bool = False
+    relevance: ClassVar[bool] = False
+    holds_patterns: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         wrong = []
@@ -116,3 +118,33 @@ class ModelConfig:
     def query_scale(self) -> float:
         """Factor on attention scores."""
         return 1.0 / math.sqrt(self.d_head) if self.attn_scale is None else self.attn_scale
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class RelevanceConfig(ModelConfig):
+    """The same model with the derivatives of relevance patching; what it computes is unchanged.
+
+    Constants to derivatives are norms' denominators, the slope s(h) of an activation function h s(h), and attention
+    patterns; a product of two branches (a gated MLP) passes half of the derivative to each. Every layer is then linear
+    in what it is told, and shares of its output add up. Soft caps keep their own derivative.
+
+    Source: RelP (arXiv 2508.21258), whose rules are those of layer-wise relevance propagation.
+    """
+
+    relevance: ClassVar[bool] = True
+    holds_patterns: ClassVar[bool] = True
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class EdgeRelevanceConfig(RelevanceConfig):
+    """The same with the derivative of attention patterns, without which no edge into a query or key has a score."""
+
+    holds_patterns: ClassVar[bool] = False
+
+
+def with_relevance(cfg: ModelConfig, *, edges: bool = False) -> RelevanceConfig:
+    """The configuration under which derivatives follow `RelevanceConfig`, or `EdgeRelevanceConfig`."""
+    kind = EdgeRelevanceConfig if edges else RelevanceConfig
+    return kind(**{f.name: getattr(cfg, f.name) for f in fields(ModelConfig)})

@@ -24,7 +24,7 @@ from tcircuits.models.config import ModelConfig
 from tcircuits.models.edits import SITES, Edit, apply_edits
 from tcircuits.models.params import Attention, Block, Mlp, Norm, Params
 from tcircuits.models.rotary import rotary_table, rotate
-from tcircuits.numerics import act, centre, norm_scale, wide
+from tcircuits.numerics import act_slope, centre, norm_scale, wide
 from tcircuits.types import Array, Bool, Float, InputError, Int
 
 OUTSIDE = ("final_norm", "logits")  # sites that are not inside a layer
@@ -140,8 +140,13 @@ def normalise(cfg: ModelConfig, p: Norm | None, x: Float[Array, "T D"], scale: A
 
 def normalised(cfg: ModelConfig, x: Float[Array, "T D"], scale: Array | None = None) -> Array:
     """A norm without gain and bias, in at least float32."""
-    scale = norm_scale(cfg.norm, cfg.norm_eps, x) if scale is None else scale
+    scale = held_back(cfg, norm_scale(cfg.norm, cfg.norm_eps, x)) if scale is None else scale
     return centre(cfg.norm, wide(x)) / scale[..., None]
+
+
+def held_back(cfg: ModelConfig, x: Array) -> Array:
+    """`x`, a constant to derivatives under the rules of `RelevanceConfig`."""
+    return jax.lax.stop_gradient(x) if cfg.relevance else x
 
 
 def gain(p: Norm | None, x: Array) -> Array:
@@ -157,19 +162,19 @@ def _plus(x: Array, b: Array | None) -> Array:
 
 def queries_keys_values(cfg: ModelConfig, p: Attention, x: Float[Array, "T D"], tap: Tap) -> tuple[Array, Array, Array]:
     """Projections [T, H, K], [T, G, K], [T, G, K] before rotary, query and key norms applied."""
-
-    def head_norm(h: Array, w: Array | None) -> Array:
-        if w is None:
-            return h
-        over = h.reshape(h.shape[0], -1) if cfg.qk_norm_whole else h  # all heads together, or each by itself
-        return ((wide(over) / norm_scale("rms", cfg.norm_eps, over)[..., None]).reshape(h.shape) * wide(w)).astype(
-            h.dtype
-        )
-
-    q = head_norm(_plus(jnp.einsum("TD,DHK->THK", x, p.w_q), p.b_q), p.q_norm)
-    k = head_norm(_plus(jnp.einsum("TD,DGK->TGK", x, p.w_k), p.b_k), p.k_norm)
+    q = head_norm(cfg, _plus(jnp.einsum("TD,DHK->THK", x, p.w_q), p.b_q), p.q_norm)
+    k = head_norm(cfg, _plus(jnp.einsum("TD,DGK->TGK", x, p.w_k), p.b_k), p.k_norm)
     v = _plus(jnp.einsum("TD,DGK->TGK", x, p.w_v), p.b_v)
     return tap("q", q), tap("k", k), tap("v", v)
+
+
+def head_norm(cfg: ModelConfig, h: Float[Array, "T H K"], w: Array | None) -> Float[Array, "T H K"]:
+    """The RMS norm of queries or keys, over each head by itself or over all of them together."""
+    if w is None:
+        return h
+    over = h.reshape(h.shape[0], -1) if cfg.qk_norm_whole else h
+    scale = held_back(cfg, norm_scale("rms", cfg.norm_eps, over))
+    return ((wide(over) / scale[..., None]).reshape(h.shape) * wide(w)).astype(h.dtype)
 
 
 def attention_pattern(cfg: ModelConfig, q: Float[Array, "T H K"], k: Float[Array, "S G K"], allowed: Array) -> Array:
@@ -195,8 +200,15 @@ def mlp_hidden(cfg: ModelConfig, p: Mlp, x: Float[Array, "*X D"]) -> Float[Array
     """The neurons of one layer's MLP."""
     up = _plus(jnp.einsum("...D,DM->...M", x, p.w_in), p.b_in)
     if p.w_gate is None:
-        return act(cfg.activation, up)
-    return act(cfg.activation, _plus(jnp.einsum("...D,DM->...M", x, p.w_gate), p.b_gate)) * up
+        return _activated(cfg, up)
+    gate = _activated(cfg, _plus(jnp.einsum("...D,DM->...M", x, p.w_gate), p.b_gate))
+    if cfg.relevance:  # half of the derivative to either branch
+        return 0.5 * (gate * held_back(cfg, up) + held_back(cfg, gate) * up)
+    return gate * up
+
+
+def _activated(cfg: ModelConfig, h: Array) -> Array:
+    return h * held_back(cfg, act_slope(cfg.activation, h))
 
 
 def mlp_written(p: Mlp, hidden: Float[Array, "*X M"]) -> Float[Array, "*X D"]:
@@ -230,6 +242,7 @@ def _attend(
     pattern = held.pattern
     if pattern is None:
         pattern = attention_pattern(cfg, q, k, view.allowed(cfg, kind.window))
+        pattern = jax.lax.stop_gradient(pattern) if cfg.holds_patterns else pattern
     z = tap("z", mix(cfg, tap.pattern(pattern), v))
     return _plus(jnp.einsum("THK,HKD->TD", z, p.w_o), p.b_o), (k, v)
 

@@ -57,6 +57,18 @@ def remarks(report: Report) -> list[str]:
     if report.needed is not None:
         share = f"{100 * report.needed:.0f} %"
         found.append(f"Minimality: {share} of its units cost more than {NEEDED} of faithfulness when taken out.")
+    if report.minimality is not None:
+        m = report.minimality
+        found.append(
+            f"Against insertions: removing {100 * m.beaten:.0f} % of its units moves the metric more than putting in "
+            f"95 % of {m.insertions} random ones does; the least needed, {m.worst}, has p = {m.p_worst:.3f}."
+        )
+    stable = report.about["circuit"].get("stability")
+    if stable:
+        found.append(
+            f"Stability: circuits from resampled prompts share {stable['mean']:.2f} of their units (Jaccard, mean over "
+            f"pairs of {stable['draws']} resamples; 5th percentile {stable['low']:.2f}, chance {stable['chance']:.2f})."
+        )
     for name, c in report.curves.items():
         areas = f"CMD {c.CMD:.3f}, CPR {c.CPR:.3f}, accuracy {c.accuracy_area:.3f}, KL {c.kl_area:.3f}"
         found.append(f"Areas over size, {CURVES[name]}: {areas}.")

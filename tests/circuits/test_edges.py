@@ -121,6 +121,26 @@ def test_edge_attribution_patching_is_the_gradient_at_the_reader(x64):
     assert linear > 0.9  # only the final norm is between
 
 
+@pytest.mark.parametrize(
+    ("family", "ablation"), [("llama", "resample"), ("gpt2", "zero"), ("neox", "mean"), ("qwen3", "resample")]
+)
+def test_gradients_of_edges_are_finite_differences(family, ablation, x64):
+    model = sized(family)
+    edges, behaviour = edges_of(model.cfg), random_behaviour(model)
+    found = unit_scores(model, behaviour, edges, method="gradient", ablation=ablation)
+    labels = [edges.label(u) for u in range(edges.n)]
+    chosen = [next(i for i, name in reversed([*enumerate(labels)]) if name.endswith(end)) for end in ("q", "k", "v")]
+    chosen += [labels.index(name) for name in ("embed -> mlp 1", "head 0.1 -> head 1.0 k", "mlp 0 -> logits")]
+    step = 2.0**-10  # exact in float32, as 1 - step is
+    masks = np.ones((2 * len(chosen), edges.n))
+    for i, unit in enumerate(chosen):
+        masks[2 * i, unit], masks[2 * i + 1, unit] = 1 + step, 1 - step
+    m = run_circuits(model, behaviour, masks, edges, ablation=ablation, split="attribution").circuits.metric
+    slope = (m[::2] - m[1::2]) / (2 * step)
+    # a central difference of this step is off by step**2 / 6 times a third derivative of the metric's size
+    np.testing.assert_allclose(found.by_prompt[:, chosen].T, slope, rtol=1e-4, atol=1e-6)
+
+
 def test_eap_ig_averages_that_gradient_over_inputs(x64):
     model = sized("llama")
     cfg, edges, behaviour = model.cfg, edges_of(model.cfg), random_behaviour(model)

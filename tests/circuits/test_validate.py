@@ -8,6 +8,7 @@ import pytest
 
 from tcircuits.circuits.circuit import Circuit, load_circuit, save_circuit
 from tcircuits.circuits.discover import discover
+from tcircuits.circuits.running import run_circuits
 from tcircuits.circuits.units import units_of
 from tcircuits.circuits.validate import validate
 from tcircuits.types import InputError
@@ -35,6 +36,16 @@ def test_the_planted_head_is_found_and_passes(planted, tmp_path):
     assert abs(report.complement.faithfulness.value) < 0.1
     assert report.needed is not None
     assert report.needed > 0
+    runs = run_circuits(model, behaviour, again.mask[None] ^ np.eye(units.n, dtype=bool), units).circuits.metric.mean(1)
+    moved = np.abs(runs - report.circuit.metric)
+    inside, outside = moved[again.mask], moved[~again.mask]
+    assert report.minimality is not None
+    assert report.minimality.insertions == (~again.mask).sum()
+    assert report.minimality.beaten == np.mean(inside > np.quantile(outside, 0.95)) > 0
+    worst = max((1 + np.sum(outside >= x)) / (1 + len(outside)) for x in inside)
+    assert report.minimality.p_worst == pytest.approx(worst)
+    stable = again.about["stability"]
+    assert stable["chance"] <= stable["low"] <= stable["mean"] <= 1
     assert report.baselines["gradient"].units == circuit.size
     assert 0 < report.nulls.p_faithfulness <= 1
     assert report.curves["size"].faithfulness[-1] == pytest.approx(1.0)

@@ -1,0 +1,171 @@
+"""A forward pass in which every reader hears its own selection of writers.
+
+A reader's input is the sum of all writers before it, so
+
+    input = sum_w out_w' + sum_w m_w (out_w - out_w')           m: 1 in the circuit, 0 outside; ': the reference run
+
+gives every edge a mask of its own, and all-ones is the model. An edge's ablation is exact: only that reader hears the
+reference. Norms stand in every reader: each normalises its own input. Writers must add to the stream, so post-norms are
+refused (`edges_of`).
+
+What a run's writers wrote is kept as `Written`, in the heads' own width: [L, T, H, K] instead of a vector as wide as
+the model for every head.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tcircuits.circuits.edges import Edges
+from tcircuits.models.config import ModelConfig
+from tcircuits.models.forward import (
+    LayerKind,
+    Tap,
+    View,
+    attention_pattern,
+    embed,
+    forward_one,
+    head_norm,
+    layer_kinds,
+    layer_rope,
+    logits_from,
+    mix,
+    mlp,
+    normalise,
+    rope_tables,
+)
+from tcircuits.models.params import Block, Params
+from tcircuits.models.rotary import rotate
+from tcircuits.types import Array, Bool, Float, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Written:
+    """What writers are worth in one run: the embedding, heads before their output matrices, MLPs.
+
+    `bias` is the share of the heads' output biases that is written too: 1, or 0 where zeros stand for the writers.
+    """
+
+    embed: Float[Array, "1 T D"]
+    z: Float[Array, "L T H K"]
+    mlp: Float[Array, "L T D"] | None
+    bias: Float[Array, "1 T"]
+
+
+def record(
+    cfg: ModelConfig, params: Params, tokens: Int[Array, " T"], valid: Bool[Array, " T"]
+) -> tuple[Float[Array, "T V"], Written]:
+    """Logits of the model itself on one sequence, and what its writers wrote."""
+    sites = ("z",) if cfg.attn_only else ("z", "mlp_out")
+    out, _, _ = forward_one(cfg, params, tokens, mask=valid, sites=sites)
+    positions = jnp.maximum(jnp.cumsum(valid) - 1, 0)
+    first = embed(cfg, params, tokens, positions)[None]
+    return out.logits, Written(first, out.acts["z"], out.acts.get("mlp_out"), jnp.ones((1, len(tokens)), first.dtype))
+
+
+def layer_vectors(
+    block: Block, z: Float[Array, "T H K"], wrote: Float[Array, "T D"] | None, bias: Float[Array, " T"]
+) -> Float[Array, "P T D"]:
+    """What one layer's writers add to the stream, heads first; an output bias is shared out among the heads."""
+    heads = jnp.einsum("THK,HKD->HTD", z, block.attn.w_o.astype(z.dtype))
+    if block.attn.b_o is not None:
+        heads = heads + bias[:, None].astype(z.dtype) * block.attn.b_o.astype(z.dtype) / z.shape[1]
+    return heads if wrote is None else jnp.concatenate([heads, wrote[None]])
+
+
+def vectors(params: Params, w: Written) -> Float[Array, "W T D"]:
+    """What every writer adds to the stream."""
+    _, each = jax.lax.scan(
+        lambda carry, item: (carry, layer_vectors(*item, w.bias[0])), None, (params.blocks, w.z, w.mlp)
+    )
+    return jnp.concatenate([w.embed, each.reshape(-1, *w.embed.shape[1:])])
+
+
+def run(
+    cfg: ModelConfig,
+    params: Params,
+    edges: Edges,
+    tokens: Int[Array, " T"],
+    valid: Bool[Array, " T"],
+    mask: dict[str, Array],
+    reference: Written,
+) -> Float[Array, "T V"]:
+    """Logits of one sequence under a mask of edges.
+
+    Args:
+        cfg: sizes and switches (static).
+        params: weights.
+        edges: of this model (static).
+        tokens: padded on the left where `valid` is False.
+        valid: which are tokens.
+        mask: of `Edges.split`.
+        reference: what a reader hears of a writer outside.
+    """
+    positions = jnp.maximum(jnp.cumsum(valid) - 1, 0)
+    view, rope = View(positions, positions, valid), rope_tables(cfg, positions, params.embed.dtype)
+    x = embed(cfg, params, tokens, positions)
+    other = vectors(params, reference).astype(x.dtype)
+    gap = jnp.zeros_like(other).at[0].set(x - other[0])  # of the writers so far; the rest count as zero
+
+    def step(carry: Any, item: Any) -> tuple[Any, None]:
+        gap, total = carry
+        layer, block, kind, row = item
+        return _layer(cfg, edges, block, kind, rope, view, layer, row, gap, total, other), None
+
+    items = (jnp.arange(cfg.n_layers), params.blocks, layer_kinds(cfg), mask["layers"].astype(x.dtype))
+    (gap, total), _ = jax.lax.scan(step, (gap, other[0]), items)
+    stream = total + jnp.einsum("W,WTD->TD", mask["logits"].astype(x.dtype), gap)
+    return logits_from(cfg, params, stream, Tap((), (), 0, positions))
+
+
+def _layer(
+    cfg: ModelConfig,
+    edges: Edges,
+    p: Block,
+    kind: LayerKind,
+    rope: Any,
+    view: View,
+    layer: Array,
+    mask: Float[Array, "R W"],
+    gap: Float[Array, "W T D"],
+    total: Float[Array, "T D"],
+    other: Float[Array, "W T D"],
+) -> tuple[Array, Array]:
+    """One layer: its writers' gaps put in their places, and the reference stream after it.
+
+    `total` is the reference stream before the layer: the sum of all reference writers so far, biases in them.
+    """
+    H, G, first = cfg.n_heads, cfg.n_kv_heads, 1 + layer * edges.per_layer
+    q, k, v = projections(cfg, p, total + jnp.einsum("RW,WTD->RTD", mask[: H + 2 * G], gap))
+    if rope is not None:
+        cos, sin = layer_rope(cfg, kind, rope)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    z = mix(cfg, attention_pattern(cfg, q, k, view.allowed(cfg, kind.window)), v)
+    wrote = layer_vectors(p, z, None, jnp.ones(len(total), z.dtype))
+    own = jax.lax.dynamic_slice_in_dim(other, first, H)
+    gap = jax.lax.dynamic_update_slice_in_dim(gap, (wrote - own).astype(gap.dtype), first, 0)
+    after = total + own.sum(0)
+    if edges.attn_only or p.mlp is None:
+        return gap, after
+    heard = (total if cfg.parallel else after) + jnp.einsum("W,WTD->TD", mask[-1], gap)
+    wrote = mlp(cfg, p.mlp, normalise(cfg, p.norm2, heard, None))
+    own = jax.lax.dynamic_index_in_dim(other, first + H, keepdims=False)
+    gap = jax.lax.dynamic_update_index_in_dim(gap, (wrote - own).astype(gap.dtype), first + H, 0)
+    return gap, after + own
+
+
+def projections(cfg: ModelConfig, p: Block, heard: Float[Array, "R T D"]) -> tuple[Array, Array, Array]:
+    """Queries [T, H, K], keys and values [T, G, K] of one layer, each from an input of its own, before rotary."""
+    H, G, attn = cfg.n_heads, cfg.n_kv_heads, p.attn
+    x = normalise(cfg, p.norm1, heard, None)
+
+    def projected(x: Float[Array, "H T D"], w: Float[Array, "D H K"], b: Any) -> Float[Array, "T H K"]:
+        h = jnp.einsum("HTD,DHK->THK", x, w)
+        return h if b is None else h + b
+
+    q = head_norm(cfg, projected(x[:H], attn.w_q, attn.b_q), attn.q_norm)
+    k = head_norm(cfg, projected(x[H : H + G], attn.w_k, attn.b_k), attn.k_norm)
+    return q, k, projected(x[H + G :], attn.w_v, attn.b_v)
