@@ -260,7 +260,21 @@ def circuit_rows() -> list[Row]:
         what = f"circuits on prompts of `tiny` a second, {b['n']:,} units ({b['units']})"
         text = f"{b['together']:,.0f} together, {b['single']:,.0f} one at a time: {b['ratio']:.0f}x"
         rows.append((what, text, "experiments.bench.circuits"))
-    return rows
+    return [*rows, *edge_rows()]
+
+
+def edge_rows() -> list[Row]:
+    """What scores of all edges cost."""
+    f = read("bench_edges")["figures"]
+    by, memory = {r["method"]: r for r in f["every_edge"]}, f["memory"]
+    what = f"scores of all {by['exact']['edges']} edges of `tiny`, {by['exact']['prompts']} prompts, seconds"
+    text = ", ".join(f"{name} {r['seconds']:.2g}" for name, r in by.items())
+    rows: list[Row] = [(what, text, "experiments.bench.edges")]
+    first, ig = memory[0], next(r for r in memory if r["method"] == "ig")
+    what = f"the same of Llama-3.1-8B's {first['edges']:,} edges, 8 prompts of 64 tokens, memory by the compiler"
+    text = f"eap-ig {first['weights_gb'] + first['beside_gb']:.0f} GB with the weights; by masks (ig) "
+    text += f"{ig['weights_gb'] + ig['beside_gb']:.0f} GB"
+    return [*rows, (what, text, "experiments.bench.edges")]
 
 
 def paper_rows() -> list[Row]:

@@ -78,9 +78,12 @@ def layer_vectors(
 
 def vectors(params: Params, w: Written) -> Float[Array, "W T D"]:
     """What every writer adds to the stream."""
-    _, each = jax.lax.scan(
-        lambda carry, item: (carry, layer_vectors(*item, w.bias[0])), None, (params.blocks, w.z, w.mlp)
-    )
+
+    def layer(carry: None, item: Any) -> tuple[None, Array]:
+        block, z, wrote = item
+        return carry, layer_vectors(block, z, wrote, w.bias[0])
+
+    _, each = jax.lax.scan(layer, None, (params.blocks, w.z, w.mlp))
     return jnp.concatenate([w.embed, each.reshape(-1, *w.embed.shape[1:])])
 
 

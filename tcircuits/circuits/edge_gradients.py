@@ -146,7 +146,8 @@ def _contracted(params: Params, gap: Written, slope: Float[Array, "R T D"]) -> F
     """Every writer's gap times every reader's derivative, one layer of writers at a time."""
 
     def layer(carry: None, item: Any) -> tuple[None, Array]:
-        return carry, jnp.einsum("RTD,PTD->RP", slope, layer_vectors(*item, gap.bias[0]))
+        block, z, wrote = item
+        return carry, jnp.einsum("RTD,PTD->RP", slope, layer_vectors(block, z, wrote, gap.bias[0]))
 
     _, found = jax.lax.scan(layer, None, (params.blocks, gap.z, gap.mlp))
     first = jnp.einsum("RTD,TD->R", slope, gap.embed[0])
