@@ -34,7 +34,7 @@ class BehaviourGraph:
     """Nodes and the edges between them, in the order of (source, target).
 
     Attributes:
-        nodes: kind (of `NODE_KINDS`), layer, index (of the feature or head, or token id), position (-1: pooled), [n, 4].
+        nodes: kind (of `NODE_KINDS`), layer, index (feature, head or token id), position (-1: pooled), [n, 4].
         source, target: of each edge, [E].
         weight, signed, share: of each edge, see the module.
         lost: mean size of what a node reads that is no edge here, [n].

@@ -107,11 +107,12 @@ def _chosen(p: Prompts, prompts: int | None, lengths: int | None) -> list[int]:
 
 def _directions(model: Model, behaviour: Behaviour, p: Prompts, rows: list[int]) -> list[Array]:
     """The gradient of the metric by the final norm's output, of each prompt [D]."""
-    found = []
-    for i in rows:
+
+    def one(i: int) -> Array:
         ids = jnp.asarray(p.clean[i][p.padding[i] :])
-        found.append(_direction(model.cfg, behaviour.metric, model.params, ids, p.right[i], p.wrong[i]))
-    return found
+        return _direction(model.cfg, behaviour.metric, model.params, ids, p.right[i], p.wrong[i])
+
+    return [one(i) for i in rows]
 
 
 @partial(jax.jit, static_argnames=("cfg", "name"))
@@ -134,7 +135,7 @@ class Sums:
         cfg = model.cfg
         self.sizes = (len(NODE_KINDS), cfg.n_layers + 1, max(units.d_feature, cfg.d_vocab, cfg.n_heads), cfg.n_ctx + 1)
 
-    def keys(self, kind: int, layer: Any, index: Any, position: Any) -> Int[np.ndarray, " n"]:
+    def keys(self, kind: Any, layer: Any, index: Any, position: Any) -> Int[np.ndarray, " n"]:
         """Nodes as numbers; positions are left out where they are pooled."""
         at = np.asarray(position) + 1 if self.units.positions is not None else 0
         where = np.broadcast_arrays(*(np.asarray(x, np.int64) for x in (kind, layer, index, at)))

@@ -1,9 +1,9 @@
 """Direct effects of heads on features and on the output of one prompt: heads as nodes beside the attribution graph's.
 
-An attribution graph has no heads: what they move is in its edges. What head h of layer m adds to <u, stream at a target>
-is exact under the same freezing (`attribution.heads.head_sources`): through the residual stream and affine skips, other
-MLPs' features apart. What heads read has no edge here: it is split over queries, keys and values, and two of these are
-not linear.
+An attribution graph has no heads: what they move is in its edges. What head h of layer m adds to <u, stream at a
+target> is exact under the same freezing (`attribution.heads.head_sources`): through the residual stream and affine
+skips, other MLPs' features apart. What heads read has no edge here: it is split over queries, keys and values, and two
+of these are not linear.
 """
 
 from functools import partial

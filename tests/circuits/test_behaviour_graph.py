@@ -1,4 +1,4 @@
-"""The graph of a behaviour against sums over dense matrices of single graphs; heads against what they write; thinning."""
+"""The graph of a behaviour against sums over dense matrices of single graphs; heads against what they write."""
 
 from collections import defaultdict
 from dataclasses import replace
@@ -41,7 +41,7 @@ def direction_of(model, p, i):
 
 
 def written_by_heads(model, d, tokens, graph, direction):
-    """<u, what head h of layer m writes at the target>, [rows, L, H], of gpt2 with a dictionary that reads resid_mid."""
+    """<u, what head h of layer m writes at the target>, [rows, L, H]; gpt2, a dictionary that reads resid_mid."""
     cfg, p = model.cfg, model.params
     out = forward(cfg, p, jnp.asarray(tokens[None]), sites=("z", "resid_post"))
     z = np.asarray(out.acts["z"][:, 0], np.float64)  # [L, T, H, K]
