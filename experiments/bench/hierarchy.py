@@ -91,8 +91,7 @@ def dense(n: int, per_node: int, seed: int) -> dict[str, Any]:
     k = int(h.labels(level).max()) + 1
 
     def whole() -> np.ndarray:
-        _, vectors = eigh(normalised(s).toarray())
-        own = vectors[:, -k:]
+        own = np.asarray(eigh(normalised(s).toarray())[1])[:, -k:]
         return k_means(own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12), k, seed)
 
     theirs, labels = seconds(whole)

@@ -93,7 +93,7 @@ def _parts(part: Any, b: int, room: int, seed: int) -> Parts:
     """The children of one set, as places in it; none has more members than there is room for below it."""
     n, pieces = part.shape[0], components(part)
     if pieces.max() == n - 1:  # nothing hangs together
-        return np.array_split(np.arange(n), b)
+        return np.array_split(np.arange(n), min(b, n))
     found = _packed(pieces, b) if pieces.max() else _cuts(part, b, seed)
     if max(len(p) for p in found) > room:
         found = np.array_split(along(part, seed), b)
