@@ -9,8 +9,9 @@ for each other have no effect one by one; their common ancestor has. A step open
 all their children in one call, and drops those with D + 2 se < least; leaves become candidates. With `left` the dropped
 sets are also ablated together, so that of two that stand in for each other, in whatever branches, one is kept: the
 longest run of them, the least effect first, that costs less than `least` a set goes, the others are measured again
-later. It ends at the budget, when the tree is used up, or when the candidates alone reach a wanted faithfulness. It
-costs about |C| b log_b(n / |C|) runs in place of n. `elimination` then makes candidates a circuit.
+later; when the tree is used up, leaves are looked into, unit by unit. It ends at the budget, when nothing is left to
+measure, or when the candidates alone reach a wanted faithfulness. It costs about |C| b log_b(n / |C|) runs in place of
+n. `elimination` then makes candidates a circuit.
 """
 
 import heapq
@@ -132,7 +133,7 @@ class _Searching:
 
     def __init__(self, measure: Meter, h: Hierarchy, units: Any, how: How, prior: Any) -> None:
         self.measure, self.h, self.units, self.how, self.prior = measure, h, units, how, prior
-        self.ticket, self.heap = count(), list[Any]()
+        self.ticket, self.heap, self.leaves, self.inside = count(), list[Any](), list[Any](), False
         self.candidates, self.density = np.zeros(measure.n, bool), np.zeros(measure.n)
         self.base, self.worth, self.sets = np.ones(measure.n, bool), measure.full, list[Any]()
         self.push(_Set(0, units[h.members(0)]), np.inf)
@@ -146,15 +147,18 @@ class _Searching:
         if s.again:
             return [replace(s, again=False)]
         kids = [] if s.node < 0 else [_Set(int(k), self.units[self.h.members(int(k))]) for k in self.h.kids(s.node)]
-        alone = [_Set(-1, s.members[i : i + 1]) for i in range(len(s.members))] if len(s.members) > LARGE else []
-        return kids or alone
+        if kids or len(s.members) <= (1 if self.inside else LARGE):
+            return kids
+        return [_Set(-1, s.members[i : i + 1]) for i in range(len(s.members))]
 
     def step(self, room: int) -> list[_Set]:
         """Sets to measure next, at most `room`; leaves on top of the heap become candidates."""
         found: list[_Set] = []
         for _ in range(self.how.opened):
             while self.heap and not self.below(self.heap[0][2]):
-                self.candidates[heapq.heappop(self.heap)[2].members] = True
+                item = heapq.heappop(self.heap)
+                self.candidates[item[2].members] = True
+                self.leaves.append((item[2], -item[0]))
             if not self.heap or len(found) + len(self.below(self.heap[0][2])) > room:
                 break
             found += self.below(heapq.heappop(self.heap)[2])
@@ -169,7 +173,12 @@ class _Searching:
             found = self.step(self.how.budget - self.measure.spent - calls)
             if not found:
                 stopped = "budget" if self.heap else "done"
-                break
+                if self.heap or self.inside or self.how.base == "whole":
+                    break
+                self.inside = True  # budget is left: look into the leaves
+                for leaf in self.leaves:
+                    self.push(*leaf)
+                continue
             if self.take(found):
                 stopped = "target"
                 break
@@ -233,7 +242,7 @@ class _Searching:
                 self.base[low[0].members] = False
                 self.worth = self.measure(self.base[None])[0]
         for s in low[:gone]:
-            self.density[s.members] = 0.0
+            self.density[s.members], self.candidates[s.members] = 0.0, False
         for s in low[gone:]:
             self.density[s.members] = LITTLE * self.part(s)
             self.push(replace(s, again=True), 0.0)
