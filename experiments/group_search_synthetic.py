@@ -205,7 +205,7 @@ def case(cfg: Config, noise: float, layout: str, pairs: str) -> list[dict[str, A
 
 
 def runs_to(cfg: Config, noise: float, pairs: str, share: float = 0.9) -> dict[str, Any]:
-    """The smallest budget at which each way keeps this part of the effect on average; None: not with all nodes' runs."""
+    """The smallest budget at which each way keeps this part of the effect on average; None: not with n queries."""
     names = ("single ablations, by strength", "group ablations, left", "group ablations, left, score as prior")
     found: dict[str, Any] = {"noise": noise, "redundancy": pairs, "share": share} | dict.fromkeys(names)
     for budget in (40, 60, 85, 120, 170, 240, 340, cfg.n):

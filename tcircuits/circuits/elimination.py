@@ -45,6 +45,7 @@ def eliminate(
     sizes: Sequence[int],
     *,
     budget: int,
+    values: Float[np.ndarray, " U"] | None = None,
     pieces: int = PIECES,
     share: float = SHARE,
 ) -> Eliminated:
@@ -57,6 +58,8 @@ def eliminate(
         order: candidates, the best first.
         sizes: of the wanted circuits.
         budget: evaluations until which a round is begun, those spent so far among them.
+        values: what each unit is thought to be worth, [U], 0 or more: the first guess at what its removal costs; units
+            share what their piece costs by it. None: by place, and evenly.
         pieces: measured in a round.
         share: of the circuit that may go in a round.
 
@@ -70,9 +73,13 @@ def eliminate(
         wrong.append(
             f"sizes={list(sizes)}, pieces={pieces}, share={share}: give sizes and pieces >= 1, a share in (0, 1)"
         )
+    if values is not None and (values.shape != (measure.n,) or not (values >= 0).all()):
+        wrong.append(f"values have shape {values.shape}: give {measure.n} numbers of 0 or more")
     if wrong:
         raise InputError("nothing can be eliminated: " + "; ".join(wrong))
-    known, removed = -np.arange(len(order), dtype=float), []  # what each costs, so far its place
+    worth = np.ones(len(order)) if values is None else np.asarray(values[order], float)
+    known = -np.arange(len(order), dtype=float) if values is None else worth.copy()  # what each removal costs
+    removed: list[Any] = []
     inside, found, measured = np.arange(len(order)), {}, True
     for size in sorted(set(sizes), reverse=True):
         while len(inside) > size:
@@ -80,7 +87,7 @@ def eliminate(
             ranked = inside[_by_cost(known[inside])]
             split = np.array_split(ranked, min(pieces, len(ranked)))
             measured = measure.spent + len(split) + 1 + PREFIXES + 2 * measure.overhead <= budget
-            gone = _round(measure, order, inside, split, known, most) if measured else ranked[:most]
+            gone = _round(measure, order, inside, split, known, worth, most) if measured else ranked[:most]
             removed.append(gone)
             inside = np.setdiff1d(inside, gone)
         found[size] = order[inside]
@@ -96,7 +103,9 @@ def _by_cost(cost: Float[np.ndarray, " k"]) -> Int[np.ndarray, " k"]:
     return np.lexsort((-np.arange(len(cost)), cost))
 
 
-def _round(measure: Meter, order: Any, inside: Any, split: list[Any], known: Any, most: int) -> Int[np.ndarray, " s"]:
+def _round(
+    measure: Meter, order: Any, inside: Any, split: list[Any], known: Any, worth: Any, most: int
+) -> Int[np.ndarray, " s"]:
     """Measure each piece's removal, keep in mind what it costs, and say which go: at most `most`, at least one unit."""
     rank = np.argsort(np.argsort(known)) * 1e-12  # what was known before tells units of one piece apart
     masks = np.zeros((len(split) + 1, measure.n), bool)
@@ -105,7 +114,8 @@ def _round(measure: Meter, order: Any, inside: Any, split: list[Any], known: Any
         row[order[piece]] = False
     miss = np.abs(1 - measure.faithfulness(masks))
     for i, piece in enumerate(split):
-        known[piece] = (miss[i] - miss[-1]) / len(piece) + rank[piece]
+        cost, part = miss[i] - miss[-1], worth[piece] / max(worth[piece].sum(), 1e-300)
+        known[piece] = (cost * part if cost > 0 and part.any() else cost / len(piece)) + rank[piece]
     gone = inside[_by_cost(known[inside])][:most]
     ends = np.unique(np.ceil(np.arange(1, PREFIXES + 1) * len(gone) / PREFIXES).astype(int))
     if len(gone) == 1:

@@ -165,6 +165,25 @@ def test_elimination_keeps_the_largest_effects_where_they_add_up(seed, k):
     assert sorted([*found.removed, *np.flatnonzero(found.masks[0])]) == list(range(40))
 
 
+def test_values_share_what_a_piece_costs():
+    rng = np.random.default_rng(0)
+    effect = rng.uniform(size=60) ** 3
+    effect /= effect.sum()
+    values = effect * np.exp(0.3 * rng.normal(size=60))
+    order = np.argsort(-values)
+    best = set(np.argsort(-effect)[:12])
+    hits = []
+    for given_ in (
+        None,
+        values,
+    ):  # eight pieces a round: without values, units of one piece are told apart by place only
+        measure, _ = additive(effect)
+        found = eliminate(measure, order, [12], budget=200, values=given_, pieces=8)
+        hits.append(effect[found.masks[0]].sum())
+    assert hits[1] >= hits[0]
+    assert hits[1] > 0.95 * effect[list(best)].sum()
+
+
 def test_elimination_without_budget_goes_by_what_it_knows():
     effect = np.arange(1.0, 21) / 210
     measure, _ = additive(effect)
@@ -179,6 +198,7 @@ def test_elimination_without_budget_goes_by_what_it_knows():
         ({"order": order + 15}, r"numbers in 0\.\.19"),
         ({"sizes": [0]}, r"sizes=\[0\]"),
         ({"share": 1.0}, "share=1.0"),
+        ({"values": effect - 1}, "0 or more"),
     ):
         given_ = {"order": order, "sizes": [3]} | change
         with pytest.raises(InputError, match=words):
