@@ -55,7 +55,7 @@ class Config:
     """Redundant ones."""
     n_pairs: int = 8
     """Of them, 16 of the circuit's 40 nodes."""
-    seeds: int = 20
+    seeds: int = 10
     """Worlds."""
 
 

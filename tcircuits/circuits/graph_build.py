@@ -74,19 +74,9 @@ def build_graph(
         raise InputError(f"units are {', '.join(units.kinds)}: a behaviour's graph has features among its nodes")
     if min(x for x in (batch, prompts, lengths) if x is not None) < 1:
         raise InputError(f"prompts={prompts}, lengths={lengths}, batch={batch}: give at least 1 of each")
-    p = behaviour[split]
-    chosen = _chosen(p, prompts, lengths)
-    sums = Sums(model, units)
+    chosen, sums = _chosen(behaviour[split], prompts, lengths), Sums(model, units)
     for at in range(0, len(chosen), batch):
-        rows = chosen[at : at + batch]
-        ids = [p.clean[i][p.padding[i] :] for i in rows]
-        directions = [host(a) for a in _directions(model, behaviour, p, rows)]
-        targets = [[Direction(a, "metric")] for a in directions]
-        graphs = attribute_batch(model, dictionary, ids, targets=targets, max_features=max_features)
-        slots = [slots_for(model, dictionary, np.asarray(row)[None]) for row in ids]
-        for graph, direction, slot in zip(graphs, directions, slots, strict=True):
-            heads = head_edges(model, dictionary, graph, direction, slot) if "head" in units.kinds else None
-            sums.add(graph, heads)
+        _add(sums, behaviour, behaviour[split], chosen[at : at + batch], dictionary, max_features)
     scored = unit_scores(
         model, behaviour, units, method=method, dictionary=dictionary, ablation=ablation, errors=errors, split=split
     )
@@ -95,6 +85,17 @@ def build_graph(
     found = sums.graph(scored.values, about)
     check_graph(found)
     return found
+
+
+def _add(sums: "Sums", behaviour: Behaviour, p: Prompts, rows: list[int], d: Transcoders, max_features: int) -> None:
+    """Attribute some prompts together and add their edges."""
+    model, ids = sums.model, [p.clean[i][p.padding[i] :] for i in rows]
+    directions = [host(a) for a in _directions(model, behaviour, p, rows)]
+    targets = [[Direction(a, "metric")] for a in directions]
+    graphs = attribute_batch(model, d, ids, targets=targets, max_features=max_features)
+    for graph, direction, row in zip(graphs, directions, ids, strict=True):
+        slots = slots_for(model, d, np.asarray(row)[None])
+        sums.add(graph, head_edges(model, d, graph, direction, slots) if "head" in sums.units.kinds else None)
 
 
 def _chosen(p: Prompts, prompts: int | None, lengths: int | None) -> list[int]:
