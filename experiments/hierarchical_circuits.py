@@ -15,10 +15,12 @@ Every method may spend `budget` on the attribution split, and gives circuits of 
 
 Figures are on the report split: faithfulness F (keeping nothing is 0 by definition), phi, KL; intervals by bootstrap
 over prompts, differences of |1 - F| with the same draws. Nulls: nothing kept; the 95th percentile of random circuits
-with as many units of each kind and layer, of all units and of live ones. Building the graph is no evaluation: its
+with as many units of each kind and layer, of all units and of live ones, at the largest size (smaller random circuits
+do less). Building the graph is no evaluation: its
 seconds are given.
 """
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -53,13 +55,13 @@ class Config:
     """The dictionary of features."""
     tasks: tuple[str, ...] = ("ioi", "greater_than", "agreement", "induction")
     """Of `tcircuits.tasks.TASKS`."""
-    prompts: int = 32
+    prompts: int = 24
     """Of the attribution split."""
-    lengths: int = 3
+    lengths: int = 2
     """Lengths of prompts that the graph is built from, the most frequent: each is compiled anew."""
     shares: tuple[float, ...] = (0.01, 0.02, 0.05)
     """Sizes of circuits, of all units."""
-    budget: int = 300
+    budget: int = 250
     """Evaluations of each method."""
     least: float = 0.002
     """Effect of a set that matters, of what all units are worth."""
@@ -94,9 +96,10 @@ class Case:
 
     def add(self, name: str, make: Callable[[], tuple[np.ndarray, float, Any]]) -> None:
         """A method: its circuits, its evaluations, what else there is to say."""
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         self.masks[name], spent, about = make()
         self.cost[name] = {"evaluations": spent, "seconds": time.perf_counter() - start, "about": about}
+        self.cost[name]["cpu_seconds"] = time.process_time() - cpu
         say(f"{self.behaviour.name}: {name}, {spent:.0f} evaluations, {self.cost[name]['seconds']:.1f} s")
 
 
@@ -195,10 +198,10 @@ def report(case: Case) -> dict[str, Any]:
     groups, live = case.units.groups(), np.zeros(case.units.n, bool)
     live[case.graph.unit] = True
     nulls = {}
-    for k in range(len(case.sizes)):
-        mask = case.masks["groups on sound, ig as prior"][k]
-        nulls[k, "all"] = metrics.matched(mask, groups, cfg.random, cfg.seed)
-        nulls[k, "live"] = metrics.matched(mask, np.where(live, groups, -1), cfg.random, cfg.seed + 1)
+    last = len(case.sizes) - 1
+    mask = case.masks["groups on sound, ig as prior"][last]
+    nulls[last, "all"] = metrics.matched(mask, groups, cfg.random, cfg.seed)
+    nulls[last, "live"] = metrics.matched(mask, np.where(live, groups, -1), cfg.random, cfg.seed + 1)
     stacked = np.concatenate([*(case.masks[n] for n in names), *nulls.values(), np.zeros((1, case.units.n), bool)])
     runs = tc.run_circuits(case.model, case.behaviour, stacked, case.units, **case.how, at_once=32)
     none = runs.circuits.metric[-1]
@@ -250,9 +253,9 @@ def case_of(cfg: Config, model: tc.Model, d: tc.Transcoders, task: str) -> dict[
 def main(cfg: Config) -> None:
     """Measure, print, write after each behaviour."""
     model = tc.load_model(cfg.model)
-    d, found = tc.load_transcoders(cfg.transcoders, model=model), []
+    d, found = tc.load_transcoders(cfg.transcoders, model=model), list[dict[str, Any]]()
     for task in cfg.tasks:
-        found.append(case_of(cfg, model, d, task))
+        found.append(case_of(cfg, model, d, task) | {"machine_load": os.getloadavg()[0]})
         save("hierarchical_circuits", cfg, {"cases": found})
         show(f"{task}: faithfulness", _table(found[-1]["rows"]))
         show("nulls", found[-1]["nulls"])
