@@ -20,6 +20,7 @@ do less). Building the graph is no evaluation: its
 seconds are given.
 """
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 
 import tcircuits as tc
-from experiments.common import save, say, show
+from experiments.common import RESULTS, save, say, show
 from tcircuits.circuits import metrics
 from tcircuits.circuits.behaviour_graph import BehaviourGraph, capped, most_edges
 from tcircuits.circuits.elimination import eliminate
@@ -250,10 +251,21 @@ def case_of(cfg: Config, model: tc.Model, d: tc.Transcoders, task: str) -> dict[
     return {"task": task, "units": case.units.n, "graph": about, "trees": shapes} | report(case)
 
 
+def kept(cfg: Config) -> list[dict[str, Any]]:
+    """Other behaviours' cases of an earlier run with the same settings."""
+    path = RESULTS / "hierarchical_circuits.json"
+    if not path.is_file():
+        return []
+    earlier = json.loads(path.read_text())
+    mine = json.loads(json.dumps(asdict(cfg)))
+    same = {key for key in mine if key != "tasks" and earlier["config"].get(key) != mine[key]} == set()
+    return [c for c in earlier["figures"]["cases"] if c["task"] not in cfg.tasks] if same else []
+
+
 def main(cfg: Config) -> None:
     """Measure, print, write after each behaviour."""
     model = tc.load_model(cfg.model)
-    d, found = tc.load_transcoders(cfg.transcoders, model=model), list[dict[str, Any]]()
+    d, found = tc.load_transcoders(cfg.transcoders, model=model), kept(cfg)
     for task in cfg.tasks:
         found.append(case_of(cfg, model, d, task) | {"machine_load": os.getloadavg()[0]})
         save("hierarchical_circuits", cfg, {"cases": found})
