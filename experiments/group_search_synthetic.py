@@ -21,13 +21,13 @@ from scipy.sparse import csr_array
 
 from experiments.common import save, show
 from tcircuits.circuits.affinity import symmetric
-from tcircuits.circuits.elimination import eliminate
 from tcircuits.circuits.group_search import How, group_search, single_search
 from tcircuits.circuits.hierarchy import paper_levels, top_down
 from tcircuits.circuits.meter import Meter
 from tcircuits.circuits.metrics import bootstrap
 from tcircuits.circuits.traversal import survivors, traverse
 from tcircuits.circuits.tree import Hierarchy, shuffled
+from tcircuits.circuits.trimming import trim
 from tcircuits.types import Float, Int
 
 PROMPTS = 16  # a query's noise is that of a mean over so many
@@ -153,7 +153,7 @@ def measured(cfg: Config, w: World, noise: float, budget: int, tree: Hierarchy, 
     measure = meter(3)
     groups = group_search(measure, tree, np.arange(cfg.n), How(int(0.7 * budget), 0.2 / cfg.circuit, "left", True))
     if len(groups.order) > cfg.kept:
-        out = eliminate(measure, groups.order[: 2 * cfg.kept], [cfg.kept], budget=budget, pieces=24)
+        out = trim(measure, groups.order[: 2 * cfg.kept], [cfg.kept], budget=budget, pieces=24)
         found["group ablations, left, then elimination"] = np.flatnonzero(out.masks[0]), measure.spent
     else:
         found["group ablations, left, then elimination"] = groups.order, measure.spent

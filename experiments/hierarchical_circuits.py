@@ -9,6 +9,7 @@ Every method may spend `budget` on the attribution split, and gives circuits of 
     ig                flat top-K of integrated gradients (it cannot use the budget)
     ig, elimination   the best of ig, then backward elimination with the rest of the budget
     topk, pruning     learned masks, flat, as many steps as the budget buys
+    gates on TREE     hard-concrete gates on the sound tree, coarse to fine, the same; units' gates start from ig's ranks
     groups on TREE    group ablations down a tree, then backward elimination; TREE is `sound` (magnitude), `discounted`
                       (degree-discounted affinity), `faithful` (the paper's levels) or `random` (the null: the sound
                       tree with its members dealt out at random); with ig as prior, or without
@@ -33,7 +34,6 @@ import tcircuits as tc
 from experiments.common import RESULTS, save, say, show
 from tcircuits.circuits import metrics
 from tcircuits.circuits.behaviour_graph import BehaviourGraph, capped, most_edges
-from tcircuits.circuits.elimination import eliminate
 from tcircuits.circuits.graph_build import build_graph
 from tcircuits.circuits.group_search import How, group_search
 from tcircuits.circuits.hierarchy import hierarchy
@@ -41,6 +41,8 @@ from tcircuits.circuits.learning import Kind, Learning, learned_scores
 from tcircuits.circuits.meter import meter
 from tcircuits.circuits.running import Answers, Runs
 from tcircuits.circuits.tree import Hierarchy, shuffled
+from tcircuits.circuits.tree_gates import tree_scores
+from tcircuits.circuits.trimming import trim
 from tcircuits.circuits.units import Units
 
 POINTS = 8  # of integrated gradients
@@ -56,8 +58,10 @@ class Config:
     """The dictionary of features."""
     tasks: tuple[str, ...] = ("ioi", "greater_than", "agreement", "induction")
     """Of `tcircuits.tasks.TASKS`."""
-    prompts: int = 24
+    prompts: int = 16
     """Of the attribution split."""
+    report: int = 64
+    """Of the report split."""
     lengths: int = 2
     """Lengths of prompts that the graph is built from, the most frequent: each is compiled anew."""
     shares: tuple[float, ...] = (0.01, 0.02, 0.05)
@@ -116,12 +120,12 @@ def flat(case: Case) -> None:
         measure = meter(case.model, case.behaviour, case.units, **case.how)
         measure.spent += IG
         best = np.argsort(-np.abs(scores), kind="stable")[: 2 * int(case.sizes.max())]
-        out = eliminate(measure, best[scores[best] != 0], case.sizes.tolist(), budget=budget, values=np.abs(scores))
+        out = trim(measure, best[scores[best] != 0], case.sizes.tolist(), budget=budget, values=np.abs(scores))
         return out.masks, out.spent, {"measured_to_the_end": out.measured}
 
     case.add("ig, elimination", trimmed)
     n, batch = case.behaviour["attribution"].n, 16
-    steps = int((budget - 2) * n / (3 * min(batch, n)))
+    steps = _steps(case)
 
     def learned(kind: Kind, left_out: float) -> tuple[np.ndarray, float, Any]:
         learning = Learning(steps=steps, batch=batch, left_out=left_out)
@@ -135,6 +139,26 @@ def flat(case: Case) -> None:
 
 def _without_batch(case: Case) -> Any:
     return {key: value for key, value in case.how.items() if key != "batch"}
+
+
+def gated(case: Case, name: str, h: Hierarchy) -> None:
+    """Learned gates on a tree."""
+    n, batch = case.behaviour["attribution"].n, 16
+    how = Learning(steps=_steps(case), batch=batch, left_out=1 - float(np.median(case.sizes)) / h.n)
+
+    def make() -> tuple[np.ndarray, float, Any]:
+        given: Any = _without_batch(case) | {"how": how, "start": case.scores}
+        found = tree_scores(case.model, case.behaviour, case.units, h, case.graph.unit, **given)
+        spent = IG + (found.forwards + 2 * found.backwards) / n
+        return metrics.nested(found.values, case.sizes, signed=True), spent, {"steps": how.steps}
+
+    case.add(f"gates on {name}", make)
+
+
+def _steps(case: Case) -> int:
+    """Steps of 16 prompts that the budget buys: a forward and a backward pass each."""
+    n = case.behaviour["attribution"].n
+    return int((case.cfg.budget - 2 - IG) * n / (3 * min(16, n)))
 
 
 def grouped(case: Case, name: str, h: Hierarchy, *, prior: bool) -> None:
@@ -153,7 +177,7 @@ def grouped(case: Case, name: str, h: Hierarchy, *, prior: bool) -> None:
             rest = np.setdiff1d(case.graph.unit, order)
             order = np.concatenate([order, rest[np.argsort(-np.abs(case.scores[rest]) * prior, kind="stable")]])
         values = found.density
-        out = eliminate(measure, order[:most], case.sizes.tolist(), budget=cfg.budget, values=values)
+        out = trim(measure, order[:most], case.sizes.tolist(), budget=cfg.budget, values=values)
         about = {"searched": searched, "stopped": found.stopped, "left": len(found.order), "sets": len(found.sets)}
         return out.masks, out.spent, about | {"measured_to_the_end": out.measured}
 
@@ -162,7 +186,7 @@ def grouped(case: Case, name: str, h: Hierarchy, *, prior: bool) -> None:
 
 def started(cfg: Config, model: tc.Model, d: tc.Transcoders, task: str) -> tuple[Case, dict[str, Any]]:
     """The behaviour, its graph, and how long that took."""
-    behaviour = tc.make_behaviour(model, task, sizes={"attribution": cfg.prompts}, seed=cfg.seed)
+    behaviour = tc.make_behaviour(model, task, sizes={"attribution": cfg.prompts, "report": cfg.report}, seed=cfg.seed)
     units = tc.units_of(model.cfg, ("head", "feature"), d.cfg)
     start = time.perf_counter()
     whole = build_graph(model, behaviour, units, dictionary=d, lengths=cfg.lengths)
@@ -244,6 +268,7 @@ def case_of(cfg: Config, model: tc.Model, d: tc.Transcoders, task: str) -> dict[
     case, about = started(cfg, model, d, task)
     flat(case)
     found, shapes = trees(cfg, case.graph)
+    gated(case, "sound", found["sound"])
     for name, h in found.items():
         for prior in (False, True):
             if prior or name != "discounted":

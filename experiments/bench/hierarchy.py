@@ -4,10 +4,10 @@
 
 Random directed graphs with planted communities of about 50 nodes in groups of about 1,000, log-normal weights. Seconds
 are of the processor. The exponent is the slope of log time over log size by least squares, edges per node held, then
-nodes held; b E log n has slope about 1 in both. Against it on graphs of a few thousand nodes: one cut into as many clusters from the whole dense
-spectrum (scipy.linalg.eigh of the normalised Laplacian, then the same k-means), which is what spectral clustering into
-many clusters does, in the same process. Products of matrices this small are slower on several threads, hence the
-variable above.
+nodes held; b E log n has slope about 1 in both. Against it on graphs of a few thousand nodes: one cut into as many
+clusters from the whole dense spectrum (scipy.linalg.eigh of the normalised Laplacian, then the same k-means), which is
+what spectral clustering into many clusters does, in the same process. Products of matrices this small are slower on
+several threads, hence the variable above.
 """
 
 import time

@@ -5,7 +5,7 @@ circuit, _, _ = tc.discover(model, behaviour, units, method="ig")
 report = tc.validate(model, behaviour, circuit)
 
 Hierarchies: `build_graph` (direct edges averaged over prompts), `hierarchy` (a tree of its nodes), `group_search`
-(ablate groups down the tree), `eliminate` (a circuit out of what is left).
+(ablate groups down the tree), `trim` (a circuit out of what is left).
 """
 
 from tcircuits.circuits.acdc import acdc
@@ -21,7 +21,6 @@ from tcircuits.circuits.circuit import Circuit, load_circuit, save_circuit
 from tcircuits.circuits.coarse_quality import Quality, coarse_quality
 from tcircuits.circuits.discover import discover
 from tcircuits.circuits.edges import Edges, edges_of
-from tcircuits.circuits.elimination import Eliminated, eliminate
 from tcircuits.circuits.graph_build import build_graph
 from tcircuits.circuits.group_search import How, Search, group_search, single_search
 from tcircuits.circuits.hierarchy import coarse_edges, hierarchy
@@ -32,6 +31,8 @@ from tcircuits.circuits.running import Answers, Runs, run_circuits
 from tcircuits.circuits.scores import UnitScores, unit_scores
 from tcircuits.circuits.traversal import traverse
 from tcircuits.circuits.tree import Hierarchy, load_hierarchy, save_hierarchy, shuffled
+from tcircuits.circuits.tree_gates import tree_scores
+from tcircuits.circuits.trimming import Trimmed, trim
 from tcircuits.circuits.units import Units, units_of
 from tcircuits.circuits.validate import Report, validate
 
@@ -40,7 +41,6 @@ __all__ = [
     "BehaviourGraph",
     "Circuit",
     "Edges",
-    "Eliminated",
     "Hierarchy",
     "How",
     "Learning",
@@ -50,6 +50,7 @@ __all__ = [
     "Runs",
     "Search",
     "Sweep",
+    "Trimmed",
     "UnitScores",
     "Units",
     "acdc",
@@ -59,7 +60,6 @@ __all__ = [
     "coarse_quality",
     "discover",
     "edges_of",
-    "eliminate",
     "group_search",
     "hierarchy",
     "learned_scores",
@@ -77,6 +77,8 @@ __all__ = [
     "shuffled",
     "single_search",
     "traverse",
+    "tree_scores",
+    "trim",
     "unit_scores",
     "units_of",
     "validate",

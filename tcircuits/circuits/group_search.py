@@ -11,7 +11,7 @@ sets are also ablated together, so that of two that stand in for each other, in 
 longest run of them, the least effect first, that costs less than `least` a set goes, the others are measured again
 later; when the tree is used up, leaves are looked into, unit by unit. It ends at the budget, when nothing is left to
 measure, or when the candidates alone reach a wanted faithfulness. It costs about |C| b log_b(n / |C|) runs in place of
-n. `elimination` then makes candidates a circuit.
+n. `trimming` then makes candidates a circuit.
 """
 
 import heapq

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from tcircuits.circuits.affinity import symmetric
-from tcircuits.circuits.elimination import eliminate
 from tcircuits.circuits.group_search import How, group_search, single_search
 from tcircuits.circuits.hierarchy import top_down
 from tcircuits.circuits.meter import Meter, meter
 from tcircuits.circuits.running import run_circuits
 from tcircuits.circuits.traversal import survivors, traverse
 from tcircuits.circuits.tree import from_levels, shuffled
+from tcircuits.circuits.trimming import trim
 from tcircuits.circuits.units import units_of
 from tcircuits.types import InputError
 
@@ -106,7 +106,7 @@ def test_units_that_stand_in_for_each_other(across):
     assert left.candidates[[pair[0], pair[1]]].any()
     measure, _ = additive(effect, [pair])
     assert measure.faithfulness(left.candidates[None])[0] == pytest.approx(1, abs=0.05)
-    circuit = eliminate(measure, left.order, [11], budget=10_000)
+    circuit = trim(measure, left.order, [11], budget=10_000)
     assert circuit.masks[0, effect > 0].all()
     assert circuit.masks[0, [pair[0], pair[1]]].sum() == 1
 
@@ -155,7 +155,7 @@ def test_elimination_keeps_the_largest_effects_where_they_add_up(seed, k):
     effect = rng.uniform(0.1, 1, size=40)
     effect /= effect.sum()
     measure, calls = additive(effect)
-    found = eliminate(measure, rng.permutation(40), [k, 20], budget=10**6, pieces=10**6)
+    found = trim(measure, rng.permutation(40), [k, 20], budget=10**6, pieces=10**6)
     # nothing can be worse than the best circuit of the size, and this one is greedy in steps of a quarter
     best = np.argsort(-effect)
     assert set(np.flatnonzero(found.masks[1])) == set(best[:20])
@@ -178,7 +178,7 @@ def test_values_share_what_a_piece_costs():
         values,
     ):  # eight pieces a round: without values, units of one piece are told apart by place only
         measure, _ = additive(effect)
-        found = eliminate(measure, order, [12], budget=200, values=given_, pieces=8)
+        found = trim(measure, order, [12], budget=200, values=given_, pieces=8)
         hits.append(effect[found.masks[0]].sum())
     assert hits[1] >= hits[0]
     assert hits[1] > 0.95 * effect[list(best)].sum()
@@ -188,7 +188,7 @@ def test_elimination_without_budget_goes_by_what_it_knows():
     effect = np.arange(1.0, 21) / 210
     measure, _ = additive(effect)
     order = np.arange(20)[::-1]
-    found = eliminate(measure, order, [5, 30, 8], budget=2)
+    found = trim(measure, order, [5, 30, 8], budget=2)
     assert not found.measured
     assert found.spent == 2
     assert [m.sum() for m in found.masks] == [5, 20, 8]
@@ -202,7 +202,7 @@ def test_elimination_without_budget_goes_by_what_it_knows():
     ):
         given_ = {"order": order, "sizes": [3]} | change
         with pytest.raises(InputError, match=words):
-            eliminate(measure, given_.pop("order"), given_.pop("sizes"), budget=10, **given_)
+            trim(measure, given_.pop("order"), given_.pop("sizes"), budget=10, **given_)
 
 
 def test_bad_searches_are_refused():

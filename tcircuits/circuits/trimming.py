@@ -23,7 +23,7 @@ SLACK = 0.005  # of faithfulness that they may cost in any case
 
 
 @dataclass(frozen=True)
-class Eliminated:
+class Trimmed:
     """Nested circuits.
 
     Attributes:
@@ -39,7 +39,7 @@ class Eliminated:
     measured: bool
 
 
-def eliminate(
+def trim(
     measure: Meter,
     order: Int[np.ndarray, " k"],
     sizes: Sequence[int],
@@ -48,7 +48,7 @@ def eliminate(
     values: Float[np.ndarray, " U"] | None = None,
     pieces: int = PIECES,
     share: float = SHARE,
-) -> Eliminated:
+) -> Trimmed:
     """Circuits of some sizes out of candidates, by backward elimination on |1 - faithfulness|.
 
     When the budget is used up, the rest goes by what was known last. Sizes beyond the candidates give all of them.
@@ -95,7 +95,7 @@ def eliminate(
     for mask, size in zip(masks, sizes, strict=True):
         mask[found[size]] = True
     gone = np.concatenate(removed) if removed else np.zeros(0, int)
-    return Eliminated(masks, order[gone], measure.spent, measured)
+    return Trimmed(masks, order[gone], measure.spent, measured)
 
 
 def _by_cost(cost: Float[np.ndarray, " k"]) -> Int[np.ndarray, " k"]:
