@@ -9,7 +9,7 @@ Every method may spend `budget` on the attribution split, and gives circuits of 
     ig                flat top-K of integrated gradients (it cannot use the budget)
     ig, elimination   the best of ig, then backward elimination with the rest of the budget
     topk, pruning     learned masks, flat, as many steps as the budget buys
-    gates on TREE     hard-concrete gates on the sound tree, coarse to fine, the same; units' gates start from ig's ranks
+    gates on TREE     hard-concrete gates on the sound tree, coarse to fine, likewise; units' start from ig's ranks
     groups on TREE    group ablations down a tree, then backward elimination; TREE is `sound` (magnitude), `discounted`
                       (degree-discounted affinity), `faithful` (the paper's levels) or `random` (the null: the sound
                       tree with its members dealt out at random); with ig as prior, or without
