@@ -75,7 +75,7 @@ def discover(
     how: Any = {"dictionary": dictionary, "ablation": ablation, "errors": errors, "batch": batch}
     scored = score(model, behaviour, units, method, points=points, seed=seed, **how)
     counts = np.unique(counts_of(grid(units.n), units.n)) if size is None else np.array([size])
-    masks = np.concatenate([nested(scored.values, counts, signed=signed), np.zeros((1, units.n), bool)])
+    masks = np.r_[nested(scored.values, counts, signed=signed), np.zeros((1, units.n), bool)]
     runs = run_circuits(model, behaviour, masks, units, split="selection", **how)
     none = runs.circuits.metric[-1]
     check_range(runs.model.metric, none)
@@ -91,8 +91,11 @@ def discover(
         "stability": _stability(scored, int(counts[chosen]), signed, seed),
         "selection": {"counts": counts.tolist(), "faithfulness": f.tolist()},
     }
-    circuit = Circuit(units, masks[chosen], scored.values, model.name, about)
-    return circuit, scored, Choice(tuple(counts.tolist()), tuple(f.tolist()), taken)
+    return (
+        Circuit(units, masks[chosen], scored.values, model.name, about),
+        scored,
+        Choice(tuple(counts.tolist()), tuple(f.tolist()), taken),
+    )
 
 
 def _stability(scored: UnitScores, size: int, signed: bool, seed: int) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ Each step takes some prompts of the split, the same for all; the whole training 
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -30,7 +31,7 @@ from tcircuits.models.model import Model
 from tcircuits.parallel import host
 from tcircuits.tasks.behaviour import Behaviour
 from tcircuits.transcoders.dictionary import Transcoders
-from tcircuits.types import Array, Float, InputError
+from tcircuits.types import Array, Float, InputError, Int
 
 Kind = Literal["pruning", "topk"]
 HEAT, LOW, HIGH = 2 / 3, -0.1, 1.1  # of hard-concrete gates: temperature, and the stretch before clipping
@@ -114,13 +115,7 @@ def _learn(
     first, noise = jax.random.split(key)
     scores = 0.01 * jax.random.normal(first, (s.units.n,)) + (FIRST if kind == "pruning" else 0.0)
     with jax.default_matmul_precision("highest"):
-        own, clean, reference = jax.vmap(lambda p: both(s, params, d, mean, p))(prompts)
-
-        def divergence(mask: Array, chosen: Array) -> Array:
-            def one(p: Any, own: Array, clean: Any, reference: Any) -> Array:
-                return judged(s, masked(s, params, d, mask, clean, reference, p), own, p).kl
-
-            return jax.vmap(one)(*jax.tree.map(lambda a: a[chosen], (prompts, own, clean, reference))).mean()
+        divergence = divergence_of(s, params, d, mean, prompts)
 
         def step(carry: Any, number: Array) -> tuple[Any, None]:
             (scores, prices), state = carry
@@ -144,6 +139,21 @@ def _learn(
         begun = scores, jnp.zeros(2, scores.dtype)
         ((scores, _), _), _ = jax.lax.scan(step, (begun, adam.init(begun)), jnp.arange(how.steps))
     return scores
+
+
+def divergence_of(
+    s: Setting, params: Any, d: Any, mean: Worth | None, prompts: dict[str, Array]
+) -> Callable[[Float[Array, " U"], Int[Array, " B"]], Float[Array, ""]]:
+    """KL(model || circuit) of a mask, averaged over chosen prompts; what units are worth is computed once."""
+    own, clean, reference = jax.vmap(lambda p: both(s, params, d, mean, p))(prompts)
+
+    def divergence(mask: Array, chosen: Array) -> Array:
+        def one(p: Any, own: Array, clean: Any, reference: Any) -> Array:
+            return judged(s, masked(s, params, d, mask, clean, reference, p), own, p).kl
+
+        return jax.vmap(one)(*jax.tree.map(lambda a: a[chosen], (prompts, own, clean, reference))).mean()
+
+    return divergence
 
 
 def hard_concrete(key: Array, a: Float[Array, " U"]) -> Float[Array, " U"]:
