@@ -60,9 +60,7 @@ def discover(
         tolerance: how far from 1 the faithfulness may be, on either side.
         signed: rank by score; otherwise by its size.
         least: capability that is asked for on the selection split; 0 asks for none.
-        dictionary: as in `run_circuits`.
-        ablation: as there.
-        errors: as there.
+        dictionary, ablation, errors: as in `run_circuits`.
         points: of `ig`.
         batch: prompts that run together.
         seed: of `random`.
@@ -77,25 +75,22 @@ def discover(
     counts = np.unique(counts_of(grid(units.n), units.n)) if size is None else np.array([size])
     masks = np.r_[nested(scored.values, counts, signed=signed), np.zeros((1, units.n), bool)]
     runs = run_circuits(model, behaviour, masks, units, split="selection", **how)
-    none = runs.circuits.metric[-1]
-    check_range(runs.model.metric, none)
-    f = faithfulness(runs.circuits.metric[:-1], runs.model.metric, none)
+    full, none = runs.model.metric, runs.circuits.metric[-1]
+    check_range(full, none)
+    f = faithfulness(runs.circuits.metric[:-1], full, none)
     near = np.flatnonzero(np.abs(1 - f) <= tolerance)
     taken = int(near[0]) if len(near) else None
-    chosen = 0 if size is not None else len(counts) - 1 if taken is None else taken
+    chosen = 0 if size is not None else taken if taken is not None else len(counts) - 1
     about = {
         **{"method": method, "signed": signed, "ablation": ablation, "errors": errors, "points": points, "seed": seed},
         **{"dictionary": None if dictionary is None else dictionary.source or dictionary.cfg.kind},
         **{"tolerance": tolerance, "size_given": size, "behaviour": told(behaviour), "capability": asdict(gate)},
-        "cost": {"forwards": scored.forwards, "backwards": scored.backwards, "seconds": scored.seconds},
+        "cost": {name: getattr(scored, name) for name in ("forwards", "backwards", "seconds")},
         "stability": _stability(scored, int(counts[chosen]), signed, seed),
         "selection": {"counts": counts.tolist(), "faithfulness": f.tolist()},
     }
-    return (
-        Circuit(units, masks[chosen], scored.values, model.name, about),
-        scored,
-        Choice(tuple(counts.tolist()), tuple(f.tolist()), taken),
-    )
+    choice = Choice(tuple(counts.tolist()), tuple(f.tolist()), taken)
+    return Circuit(units, masks[chosen], scored.values, model.name, about), scored, choice
 
 
 def _stability(scored: UnitScores, size: int, signed: bool, seed: int) -> dict[str, Any] | None:
