@@ -60,7 +60,9 @@ def discover(
         tolerance: how far from 1 the faithfulness may be, on either side.
         signed: rank by score; otherwise by its size.
         least: capability that is asked for on the selection split; 0 asks for none.
-        dictionary, ablation, errors: as in `run_circuits`.
+        dictionary: as in `run_circuits`.
+        ablation: as there.
+        errors: as there.
         points: of `ig`.
         batch: prompts that run together.
         seed: of `random`.
@@ -78,8 +80,7 @@ def discover(
     full, none = runs.model.metric, runs.circuits.metric[-1]
     check_range(full, none)
     f = faithfulness(runs.circuits.metric[:-1], full, none)
-    near = np.flatnonzero(np.abs(1 - f) <= tolerance)
-    taken = int(near[0]) if len(near) else None
+    taken = next((int(i) for i in np.flatnonzero(np.abs(1 - f) <= tolerance)), None)
     chosen = 0 if size is not None else taken if taken is not None else len(counts) - 1
     about = {
         **{"method": method, "signed": signed, "ablation": ablation, "errors": errors, "points": points, "seed": seed},
@@ -89,8 +90,8 @@ def discover(
         "stability": _stability(scored, int(counts[chosen]), signed, seed),
         "selection": {"counts": counts.tolist(), "faithfulness": f.tolist()},
     }
-    choice = Choice(tuple(counts.tolist()), tuple(f.tolist()), taken)
-    return Circuit(units, masks[chosen], scored.values, model.name, about), scored, choice
+    circuit = Circuit(units, masks[chosen], scored.values, model.name, about)
+    return circuit, scored, Choice(tuple(counts.tolist()), tuple(f.tolist()), taken)
 
 
 def _stability(scored: UnitScores, size: int, signed: bool, seed: int) -> dict[str, Any] | None:
