@@ -1,0 +1,187 @@
+"""Does the membership network know more than the score that it is given?
+
+    python -m experiments.membership
+
+For each of the embedded model's behaviours: its graph, the sound hierarchy, and the measured effect of ablating every
+set of the tree and every node alone (on the attribution split). The network is trained on all behaviours but one and
+ranks the nodes of that one, beside what needs no training (the score of integrated gradients, strength, degree),
+logistic regression on the same features, the paper's network, and networks that see some of the nodes' measurements:
+trained on those alone, or meta-trained by Reptile on the others and adapted to them (their nodes do not score it).
+
+    AUROC      of telling the tenth of nodes whose ablation costs most from the rest
+    recall     of those among as many nodes, the best by rank
+    spearman   of rank and measured effect
+
+Means over behaviours held out, with a bootstrap over behaviours; `gain` is paired against the score. The rule
+(hagd.md G6): where the gain's interval reaches 0, searches use the score alone, which is their default.
+"""
+
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.stats import rankdata, spearmanr
+
+import tcircuits as tc
+from experiments.common import save, say, show
+from tcircuits.circuits.behaviour_graph import capped, most_edges
+from tcircuits.circuits.graph_build import build_graph
+from tcircuits.circuits.hierarchy import hierarchy
+from tcircuits.circuits.membership import Training, adapted, fit, predict
+from tcircuits.circuits.membership_data import NODE_FEATURES, Sample, sample_of
+from tcircuits.circuits.meter import meter
+from tcircuits.transcoders.evaluation.intervals import interval, resampled
+
+TOP = 0.1  # of the nodes are members
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is learned from what."""
+
+    model: str = "tiny"
+    """A built-in name, a folder, or a hub id."""
+    transcoders: str = "tiny-transcoders"
+    """The dictionary of features."""
+    tasks: tuple[str, ...] = ("ioi", "greater_than", "agreement", "induction", "pronoun", "agreement_across")
+    """Of `tcircuits.tasks.TASKS`."""
+    prompts: int = 16
+    """Of the attribution split."""
+    nodes: int = 300
+    """Of each graph, by importance."""
+    support: int = 32
+    """Measured nodes of a new behaviour that adaptation may see."""
+    seeds: int = 3
+    """Networks of each kind, averaged."""
+    seed: int = 0
+    """Of prompts and draws."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A behaviour's sample, and the place of its nodes (the last level) in it."""
+
+    task: str
+    sample: Sample
+    first: int
+
+    @property
+    def effect(self) -> np.ndarray:
+        """Of the nodes alone."""
+        return self.sample.effect[self.first :]
+
+    def feature(self, name: str) -> np.ndarray:
+        """A feature of the nodes."""
+        return self.sample.node[self.first :, NODE_FEATURES.index(name)]
+
+
+def measured(cfg: Config, model: tc.Model, d: tc.Transcoders, task: str) -> Measured:
+    """Graph, hierarchy, and effects of every set and node."""
+    sizes = {"attribution": cfg.prompts, "selection": 1, "report": 1}
+    behaviour = tc.make_behaviour(model, task, sizes=sizes, seed=cfg.seed)
+    units = tc.units_of(model.cfg, ("head", "feature"), d.cfg)
+    graph = build_graph(model, behaviour, units, dictionary=d, lengths=1)
+    g = capped(most_edges(graph.only_units(), 16, 16), cfg.nodes, "importance")
+    h, m = hierarchy(g), meter(model, behaviour, units, dictionary=d)
+    sets = [h.members(i) for i in range(1, len(h.parent))] + [np.array([i]) for i in range(g.n)]
+    masks = np.ones((len(sets), units.n), bool)
+    for row, members in zip(masks, sets, strict=True):
+        row[g.unit[members]] = False
+    lost, _ = m.lost(m.full, np.concatenate([m(part) for part in np.array_split(masks, -(-len(masks) // 128))]))
+    effects = {i + 1: float(x) for i, x in enumerate(lost[: len(h.parent) - 1])}
+    single = {i: float(x) for i, x in enumerate(lost[len(h.parent) - 1 :])}
+    sample = sample_of(g, h, effects, single)
+    return Measured(task, sample, len(sample.node) - g.n)
+
+
+def logistic(train: list[Measured], test: Measured) -> np.ndarray:
+    """Logistic regression of membership on the nodes' features, over the other behaviours."""
+    x = np.concatenate([b.sample.node[b.first :] for b in train])
+    y = np.concatenate([_members(b.effect) for b in train]).astype(float)
+    mean, sd = x.mean(0), x.std(0) + 1e-6
+    x = np.c_[(x - mean) / sd, np.ones(len(x))]
+
+    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
+        z = x @ w
+        slope = x.T @ (1 / (1 + np.exp(-z)) - y) / len(y) + 1e-3 * w
+        return float(np.mean(np.logaddexp(0, z) - y * z) + 5e-4 * w @ w), slope
+
+    w = minimize(loss, np.zeros(x.shape[1]), jac=True).x
+    return ((test.sample.node[test.first :] - mean) / sd) @ w[:-1]
+
+
+def _members(effect: np.ndarray) -> np.ndarray:
+    return effect >= np.sort(effect)[-max(1, round(TOP * len(effect)))]
+
+
+def rankings(cfg: Config, others: list[Measured], test: Measured, support: np.ndarray) -> dict[str, np.ndarray]:
+    """Every method's score of the held-out behaviour's nodes."""
+    hidden = replace(test.sample, effect=np.where(np.arange(len(test.sample.node)) < 0, 0.0, np.nan))
+    few = hidden.effect.copy()
+    few[test.first + support] = test.effect[support]
+    seen, samples = replace(hidden, effect=few), [b.sample for b in others]
+
+    def averaged(make: Any) -> np.ndarray:
+        return np.mean([predict(make(cfg.seed + i), hidden)[test.first :] for i in range(cfg.seeds)], 0)
+
+    signed = test.feature("|score|") * test.feature("score's sign")
+    strength = test.feature("strength in") + test.feature("strength out")
+    degree = test.feature("degree in") + test.feature("degree out")
+    found = {"score": signed, "|score|": test.feature("|score|"), "strength": strength, "degree": degree}
+    found["logistic"] = logistic(others, test)
+    found["gat"] = averaged(lambda seed: fit(samples, Training(seed=seed)))
+    found["paper"] = averaged(lambda seed: fit(samples, Training(kind="paper", ranking=0.0, seed=seed)))
+    found["support alone"] = averaged(lambda seed: fit([seen], Training(steps=150, seed=seed)))
+    meta = {"steps": 200, "inner": 10, "lr": 1e-2}
+    found["reptile, adapted"] = averaged(lambda seed: adapted(fit(samples, Training(seed=seed, **meta)), seen))
+    return found
+
+
+def figures(effect: np.ndarray, rank: np.ndarray) -> dict[str, float]:
+    """AUROC, recall and Spearman correlation."""
+    member = _members(effect)
+    places, n = rankdata(rank), int(member.sum())
+    auroc = (places[member].sum() - n * (n + 1) / 2) / (n * (len(effect) - n))
+    best = np.argsort(-rank, kind="stable")[:n]
+    return {"auroc": float(auroc), "recall": float(member[best].mean()), "spearman": float(spearmanr(rank, effect)[0])}
+
+
+def main(cfg: Config) -> None:
+    """Measure, train, print, write."""
+    model = tc.load_model(cfg.model)
+    d, start, all_ = tc.load_transcoders(cfg.transcoders, model=model), time.process_time(), []
+    for task in cfg.tasks:
+        all_.append(measured(cfg, model, d, task))
+        say(f"{task}: {len(all_[-1].effect)} nodes, {np.isfinite(all_[-1].sample.effect).sum()} sets measured")
+    graphs, each = time.process_time() - start, []
+    for i, test in enumerate(all_):
+        support = np.random.default_rng(cfg.seed).permutation(len(test.effect))[: cfg.support]
+        rest = np.setdiff1d(np.arange(len(test.effect)), support)
+        found = rankings(cfg, [b for j, b in enumerate(all_) if j != i], test, support)
+        each += [{"held_out": test.task, "by": k} | figures(test.effect[rest], v[rest]) for k, v in found.items()]
+    rows = summary(each)
+    show("nodes of behaviours held out", rows)
+    cost = {"graphs_and_measuring": graphs, "training": time.process_time() - start - graphs}
+    save("membership", cfg, {"rows": rows, "each": each, "processor_seconds": cost})
+
+
+def summary(each: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means over behaviours; gains over the score, paired."""
+    rows = []
+    for by in dict.fromkeys(r["by"] for r in each):
+        row: dict[str, Any] = {"by": by}
+        for name in ("auroc", "recall", "spearman"):
+            own = np.array([r[name] for r in each if r["by"] == by])
+            score = np.array([r[name] for r in each if r["by"] == "score"])
+            gain = interval(float((own - score).mean()), resampled(own - score), len(own))
+            row |= {name: float(own.mean()), f"{name} gain": asdict(gain)}
+        rows.append(row)
+    return rows
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(Config))

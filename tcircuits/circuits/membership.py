@@ -1,0 +1,242 @@
+"""A network that scores sets of a behaviour's graph by how much their ablation will cost, from the graph alone.
+
+    gat      GATv2 (Brody et al. 2022, arXiv 2105.14491) with edge features on every level of the hierarchy at once,
+                 e_uv = a . LeakyReLU(W_s z_u + W_t z_v + W_e x_uv),  alpha = softmax over the edges into v,
+             messages in both directions, residual, layer norm; one number for each set
+    paper    HAGD's stage 4 (arXiv 2601.12879): two layers as wide as the features, one head,
+                 e_uv = a . [z_u || z_v],  z_v <- MLP(z_v + sum_u alpha_uv z_u)
+             whose a . z_v cancels in the softmax, so that attention sees the source alone
+
+Targets are measured effects of sets: Huber loss of asinh(effect / scale), and a ranking loss within siblings. It is
+trained on several behaviours together, or by Reptile (arXiv 1803.02999), so that a few measurements of a new one adapt
+it. It must beat the size of the score that needs no network (`experiments.membership` says whether it does).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tcircuits.circuits.membership_data import Sample, padded
+from tcircuits.types import Array, Float, InputError
+
+Kind = Literal["gat", "paper"]
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Training:
+    """How the network is trained.
+
+    Attributes:
+        kind: of `Kind`.
+        layers, heads, width: of `gat`.
+        steps: of Adam; of Reptile, outer steps.
+        lr: Adam's, or of the inner steps.
+        ranking: weight of the ranking loss.
+        dropout: of messages.
+        inner: steps of Reptile on one behaviour; 0 trains jointly.
+        outer: Reptile's step, falling to 0.
+        seed: of weights, dropout and draws.
+
+    Raises:
+        InputError: sizes below 1, rates that are not positive.
+    """
+
+    kind: Kind = "gat"
+    layers: int = 2
+    heads: int = 4
+    width: int = 16
+    steps: int = 300
+    lr: float = 3e-3
+    ranking: float = 0.5
+    dropout: float = 0.1
+    inner: int = 0
+    outer: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name}={getattr(self, name)}" for name in ("layers", "heads", "width", "steps") if getattr(self, name) < 1
+        ]
+        wrong += [f"lr={self.lr}"] if not self.lr > 0 else []
+        wrong += [f"dropout={self.dropout}"] if not 0 <= self.dropout < 1 else []
+        wrong += [f"inner={self.inner}"] if self.inner < 0 else []
+        if wrong:
+            raise InputError("the membership network cannot be trained with " + ", ".join(wrong))
+
+
+class Attention(nn.Module):
+    """One GATv2 layer."""
+
+    heads: int
+    width: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "n D"], s: Sample, train: bool) -> Float[Array, "n D"]:
+        """Nodes after the layer."""
+        n, size = len(z), self.heads * self.width
+        here, there = nn.Dense(size)(z)[s.target], nn.Dense(size)(z)[s.source]
+        mixed = nn.leaky_relu(here + there + nn.Dense(size, use_bias=False)(s.edge), 0.2)
+        vector = self.param("a", nn.initializers.lecun_normal(), (self.heads, self.width))
+        logits = jnp.einsum("ehk,hk->eh", mixed.reshape(-1, self.heads, self.width), vector)
+        share = softmax_by(logits, s.target, s.live, n)
+        carried = share[..., None] * there.reshape(-1, self.heads, self.width)
+        heard = jax.ops.segment_sum(carried.reshape(-1, size), s.target, n)
+        heard = nn.Dropout(self.dropout, deterministic=not train)(nn.Dense(z.shape[1])(heard))
+        z = nn.LayerNorm()(z + heard)
+        return nn.LayerNorm()(z + nn.Dense(z.shape[1])(nn.gelu(nn.Dense(2 * z.shape[1])(z))))
+
+
+class PaperLayer(nn.Module):
+    """One layer of HAGD's network."""
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "n D"], s: Sample) -> Float[Array, "n D"]:
+        """Nodes after the layer."""
+        n, width = z.shape
+        logits = nn.Dense(1, use_bias=False)(jnp.concatenate([z[s.source], z[s.target]], -1))
+        share = softmax_by(logits, s.target, s.live, n)
+        heard = jax.ops.segment_sum(share * z[s.source], s.target, n)
+        return nn.Dense(width)(nn.relu(nn.Dense(width)(z + heard)))
+
+
+class Network(nn.Module):
+    """Scores of nodes [n]."""
+
+    how: Training
+
+    @nn.compact
+    def __call__(self, s: Sample, train: bool = False) -> Float[Array, " n"]:
+        """Scores of a sample's nodes."""
+        h = self.how
+        if h.kind == "paper":
+            z = s.node
+            for _ in range(2):
+                z = PaperLayer()(z, s)
+        else:
+            z = nn.Dense(h.heads * h.width)(s.node)
+            for _ in range(h.layers):
+                z = Attention(h.heads, h.width, h.dropout)(z, s, train)
+            z = jnp.concatenate([z, s.node], -1)
+        return nn.Dense(1)(z)[:, 0]
+
+
+def softmax_by(x: Float[Array, "E h"], group: Array, live: Float[Array, " E"], n: int) -> Float[Array, "E h"]:
+    """Softmax over the edges of each group; padding has no share."""
+    x = jnp.where(live[:, None] > 0, x, -1e9)
+    top = jax.ops.segment_max(x, group, n)
+    size = jnp.exp(x - jax.lax.stop_gradient(top)[group]) * live[:, None]
+    return size / jnp.maximum(jax.ops.segment_sum(size, group, n)[group], 1e-9)
+
+
+@dataclass(frozen=True)
+class Membership:
+    """A trained network: its settings, weights, and the scale of effects that it was trained with."""
+
+    how: Training
+    weights: Any
+    scale: float
+    losses: Float[np.ndarray, " steps"]
+
+
+def fit(samples: Sequence[Sample], how: Training = Training(), *, begun: Any = None) -> Membership:
+    """Train on measured samples, jointly or by Reptile (`how.inner` > 0); `begun` are weights to go on from.
+
+    Raises:
+        InputError: no samples, or one without two measured sets.
+    """
+    counts = [int(np.isfinite(s.effect).sum()) for s in samples]
+    if not samples or min(counts) < 2:
+        raise InputError(f"samples have {counts} measured sets: give at least one sample, each with two or more")
+    scale = float(np.median(np.concatenate([np.abs(s.effect[np.isfinite(s.effect)]) for s in samples]))) or 1e-3
+    data = jax.tree.map(jnp.asarray, padded(samples))
+    first = jax.tree.map(lambda x: x[0], data)
+    weights = Network(how).init(jax.random.key(how.seed), first) if begun is None else begun
+    run = _reptile if how.inner else _joint
+    weights, losses = run(how, len(samples), scale, weights, data)
+    return Membership(how, weights, scale, np.asarray(losses))
+
+
+def adapted(m: Membership, sample: Sample, steps: int = 50) -> Membership:
+    """The network after a few steps on the measured sets of one more sample."""
+    how = Training(**{**_asdict(m.how), "steps": steps, "inner": 0})
+    data = jax.tree.map(lambda x: jnp.asarray(x)[None], sample)
+    weights, losses = _joint(how, 1, m.scale, m.weights, data)
+    return Membership(m.how, weights, m.scale, np.asarray(losses))
+
+
+def _asdict(how: Training) -> dict[str, Any]:
+    return {name: getattr(how, name) for name in Training.__dataclass_fields__}
+
+
+def predict(m: Membership, sample: Sample) -> Float[np.ndarray, " n"]:
+    """Scores of a sample's nodes: predicted asinh(effect / scale), the larger the more an ablation will cost."""
+    return np.asarray(_predict(m.how, m.weights, jax.tree.map(jnp.asarray, sample)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _predict(how: Training, weights: Any, s: Sample) -> Array:
+    found: Any = Network(how).apply(weights, s)
+    return found
+
+
+def loss_of(how: Training, scale: float | Array, weights: Any, s: Sample, key: Array) -> Array:
+    """Huber loss of asinh(effect / scale) over measured sets, and ranking of measured siblings."""
+    found: Any = Network(how).apply(weights, s, True, rngs={"dropout": key})
+    known = jnp.isfinite(s.effect) & (s.real > 0)
+    target = jnp.arcsinh(jnp.where(known, s.effect, 0.0) / scale)
+    fitted = jnp.sum(optax.huber_loss(found, target) * known) / jnp.maximum(known.sum(), 1)
+    pairs = (s.family[:, None] == s.family[None]) & known[:, None] & known[None]
+    apart = target[:, None] - target[None]
+    wrong = jax.nn.softplus(-(found[:, None] - found[None]) * jnp.sign(apart)) * jnp.abs(apart)
+    ranked = jnp.sum(wrong * pairs) / jnp.maximum(jnp.sum(jnp.abs(apart) * pairs), 1e-9)
+    return fitted + how.ranking * ranked
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _joint(how: Training, n: int, scale: float, weights: Any, data: Sample) -> tuple[Any, Array]:
+    adam = optax.adamw(optax.cosine_decay_schedule(how.lr, how.steps), weight_decay=1e-3)
+
+    def step(carry: Any, key: Array) -> tuple[Any, Array]:
+        weights, state = carry
+
+        def total(weights: Any) -> Array:
+            keys = jax.random.split(key, n)
+            return jax.vmap(lambda s, k: loss_of(how, scale, weights, s, k))(data, keys).mean()
+
+        value, slope = jax.value_and_grad(total)(weights)
+        moves, state = adam.update(slope, state, weights)
+        return (optax.apply_updates(weights, moves), state), value
+
+    keys = jax.random.split(jax.random.key(how.seed + 1), how.steps)
+    (weights, _), losses = jax.lax.scan(step, (weights, adam.init(weights)), keys)
+    return weights, losses
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _reptile(how: Training, n: int, scale: float, weights: Any, data: Sample) -> tuple[Any, Array]:
+    """Moves weights by a share of how far some steps on one behaviour move them; the share falls to 0."""
+
+    def outer(weights: Any, item: tuple[Array, Array]) -> tuple[Any, Array]:
+        number, key = item
+        drawn, noise = jax.random.split(key)
+        s = jax.tree.map(lambda x: x[jax.random.randint(drawn, (), 0, n)], data)
+
+        def inner(moved: Any, k: Array) -> tuple[Any, Array]:
+            value, slope = jax.value_and_grad(lambda w: loss_of(how, scale, w, s, k))(moved)
+            return jax.tree.map(lambda w, g: w - how.lr * g, moved, slope), value
+
+        moved, values = jax.lax.scan(inner, weights, jax.random.split(noise, how.inner))
+        step = how.outer * (1 - number / how.steps)
+        return jax.tree.map(lambda w, m: w + step * (m - w), weights, moved), values[-1]
+
+    keys = jax.random.split(jax.random.key(how.seed + 1), how.steps)
+    return jax.lax.scan(outer, weights, (jnp.arange(how.steps), keys))
