@@ -71,7 +71,7 @@ def case(cfg: Config, model: tc.Model, kinds: str) -> dict[str, Any]:
     return {"units": kinds, "n": units.n} | rates | more
 
 
-def against(cfg: Config, model: tc.Model) -> dict[str, Any]:
+def against(cfg: Config, model: tc.Model, python: Path) -> dict[str, Any]:
     """Nested circuits of edges by a random ranking: ours and auto-circuit's."""
     sizes = {"attribution": 1, "selection": 1, "report": 4 * cfg.prompts}
     behaviour, edges = tc.make_behaviour(model, cfg.task, sizes=sizes), tc.edges_of(model.cfg)
@@ -89,7 +89,7 @@ def against(cfg: Config, model: tc.Model) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         path, out = Path(name) / "exchange.npz", Path(name) / "logits.npy"
         exchange(path, model, behaviour, rank, counts)
-        done = run([cfg.rival_python, "-m", "experiments.bench.rival_auto_circuit", path, out, str(cfg.repeats)])
+        done = run([python, "-m", "experiments.bench.rival_auto_circuit", path, out, str(cfg.repeats)])
         rival, theirs = json.loads(done.stdout.splitlines()[-1]), np.load(out)
     mine = last_logits(model, behaviour, edges, masks)
     gap = float(np.abs((mine - mine.mean(-1, keepdims=True)) - (theirs - theirs.mean(-1, keepdims=True))).max())
@@ -159,7 +159,7 @@ def main(cfg: Config) -> None:
     model = tc.load_model(cfg.model)
     rows = [case(cfg, model, kinds) for kinds in ("head,mlp", "head,feature", "edge")]
     show("evaluations a second", rows)
-    rival = None if cfg.rival_python is None else against(cfg, model)
+    rival = None if cfg.rival_python is None else against(cfg, model, cfg.rival_python)
     if rival is not None:
         show("against auto-circuit", [{k: v for k, v in rival.items() if k != "rival"}])
     save("bench.circuits", cfg, {"rows": rows, "auto_circuit": rival})

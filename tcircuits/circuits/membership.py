@@ -13,7 +13,7 @@ it. It must beat the size of the score that needs no network (`experiments.membe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -167,14 +167,10 @@ def fit(samples: Sequence[Sample], how: Training = Training(), *, begun: Any = N
 
 def adapted(m: Membership, sample: Sample, steps: int = 50) -> Membership:
     """The network after a few steps on the measured sets of one more sample."""
-    how = Training(**{**_asdict(m.how), "steps": steps, "inner": 0})
+    how = replace(m.how, steps=steps, inner=0)
     data = jax.tree.map(lambda x: jnp.asarray(x)[None], sample)
     weights, losses = _joint(how, 1, m.scale, m.weights, data)
     return Membership(m.how, weights, m.scale, np.asarray(losses))
-
-
-def _asdict(how: Training) -> dict[str, Any]:
-    return {name: getattr(how, name) for name in Training.__dataclass_fields__}
 
 
 def predict(m: Membership, sample: Sample) -> Float[np.ndarray, " n"]:

@@ -149,9 +149,7 @@ def _chosen(
     return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if size[i, j] >= max(least, 1e-12)]
 
 
-def edge_overlap(
-    first: BehaviourGraph, second: BehaviourGraph, matching: Matching, *, weighted: bool = True
-) -> Float[np.ndarray, ""]:
+def edge_overlap(first: BehaviourGraph, second: BehaviourGraph, matching: Matching, *, weighted: bool = True) -> float:
     """Overlap of the edges between matched units of two graphs, in 0..1 (see the module); NaN where there are none.
 
     Not weighted, it is HAGD's transfer coefficient: the Jaccard overlap of the mapped edges of the first with those of
@@ -172,11 +170,11 @@ def edge_overlap(
     if not weighted:
         both = weights[0].keys() & weights[1].keys()
         either = weights[0].keys() | weights[1].keys()
-        return np.float64(len(both) / len(either)) if either else np.float64(np.nan)
+        return len(both) / len(either) if either else np.nan
     totals = [sum(w.values()) or 1.0 for w in weights]
     every = weights[0].keys() | weights[1].keys()
     shares = np.array([[w.get(pair, 0.0) / t for w, t in zip(weights, totals, strict=True)] for pair in every])
-    return np.float64(np.nan) if not len(shares) else np.float64(shares.min(1).sum() / shares.max(1).sum())
+    return float(shares.min(1).sum() / shares.max(1).sum()) if len(shares) else np.nan
 
 
 @dataclass(frozen=True)
