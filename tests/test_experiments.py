@@ -30,7 +30,7 @@ from tcircuits.attribution.reference_selection import visited
 EXPERIMENTS = Path(common.__file__).parent
 HELPERS = {
     *("common", "toys", "autodiff", "format_cases", "rival_readers"),
-    *("bench.rival_circuit_tracer", "bench.rival_paths", "bench.rival_trainers"),
+    *("bench.rival_auto_circuit", "bench.rival_circuit_tracer", "bench.rival_paths", "bench.rival_trainers"),
 }
 MODULES = sorted(
     ".".join(path.relative_to(EXPERIMENTS).with_suffix("").parts)
