@@ -159,23 +159,28 @@ def fit(samples: Sequence[Sample], how: Training = Training(), *, begun: Any = N
     scale = float(np.median(np.concatenate([np.abs(s.effect[np.isfinite(s.effect)]) for s in samples]))) or 1e-3
     data = jax.tree.map(jnp.asarray, padded(samples))
     first = jax.tree.map(lambda x: x[0], data)
-    weights = Network(how).init(jax.random.key(how.seed), first) if begun is None else begun
-    run = _reptile if how.inner else _joint
-    weights, losses = run(how, len(samples), scale, weights, data)
+    weights = _begun(replace(how, seed=0), jax.random.key(how.seed), first) if begun is None else begun
+    run, same = _reptile if how.inner else _joint, replace(how, seed=0)  # one program for all seeds
+    weights, losses = run(same, len(samples), scale, weights, data, jax.random.key(how.seed + 1))
     return Membership(how, weights, scale, np.asarray(losses))
+
+
+@partial(jax.jit, static_argnums=0)
+def _begun(how: Training, key: Array, s: Sample) -> Any:
+    return Network(how).init(key, s)
 
 
 def adapted(m: Membership, sample: Sample, steps: int = 50) -> Membership:
     """The network after a few steps on the measured sets of one more sample."""
     how = replace(m.how, steps=steps, inner=0)
     data = jax.tree.map(lambda x: jnp.asarray(x)[None], sample)
-    weights, losses = _joint(how, 1, m.scale, m.weights, data)
+    weights, losses = _joint(replace(how, seed=0), 1, m.scale, m.weights, data, jax.random.key(how.seed + 1))
     return Membership(m.how, weights, m.scale, np.asarray(losses))
 
 
 def predict(m: Membership, sample: Sample) -> Float[np.ndarray, " n"]:
     """Scores of a sample's nodes: predicted asinh(effect / scale), the larger the more an ablation will cost."""
-    return np.asarray(_predict(m.how, m.weights, jax.tree.map(jnp.asarray, sample)))
+    return np.asarray(_predict(replace(m.how, seed=0), m.weights, jax.tree.map(jnp.asarray, sample)))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -198,32 +203,32 @@ def loss_of(how: Training, scale: float | Array, weights: Any, s: Sample, key: A
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _joint(how: Training, n: int, scale: float, weights: Any, data: Sample) -> tuple[Any, Array]:
+def _joint(how: Training, n: int, scale: float, weights: Any, data: Sample, key: Array) -> tuple[Any, Array]:
     adam = optax.adamw(optax.cosine_decay_schedule(how.lr, how.steps), weight_decay=1e-3)
 
-    def step(carry: Any, key: Array) -> tuple[Any, Array]:
+    def step(carry: Any, own: Array) -> tuple[Any, Array]:
         weights, state = carry
 
         def total(weights: Any) -> Array:
-            keys = jax.random.split(key, n)
+            keys = jax.random.split(own, n)
             return jax.vmap(lambda s, k: loss_of(how, scale, weights, s, k))(data, keys).mean()
 
         value, slope = jax.value_and_grad(total)(weights)
         moves, state = adam.update(slope, state, weights)
         return (optax.apply_updates(weights, moves), state), value
 
-    keys = jax.random.split(jax.random.key(how.seed + 1), how.steps)
+    keys = jax.random.split(key, how.steps)
     (weights, _), losses = jax.lax.scan(step, (weights, adam.init(weights)), keys)
     return weights, losses
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _reptile(how: Training, n: int, scale: float, weights: Any, data: Sample) -> tuple[Any, Array]:
+def _reptile(how: Training, n: int, scale: float, weights: Any, data: Sample, key: Array) -> tuple[Any, Array]:
     """Moves weights by a share of how far some steps on one behaviour move them; the share falls to 0."""
 
     def outer(weights: Any, item: tuple[Array, Array]) -> tuple[Any, Array]:
-        number, key = item
-        drawn, noise = jax.random.split(key)
+        number, own = item
+        drawn, noise = jax.random.split(own)
         s = jax.tree.map(lambda x: x[jax.random.randint(drawn, (), 0, n)], data)
 
         def inner(moved: Any, k: Array) -> tuple[Any, Array]:
@@ -234,5 +239,5 @@ def _reptile(how: Training, n: int, scale: float, weights: Any, data: Sample) ->
         step = how.outer * (1 - number / how.steps)
         return jax.tree.map(lambda w, m: w + step * (m - w), weights, moved), values[-1]
 
-    keys = jax.random.split(jax.random.key(how.seed + 1), how.steps)
+    keys = jax.random.split(key, how.steps)
     return jax.lax.scan(outer, weights, (jnp.arange(how.steps), keys))
