@@ -10,9 +10,13 @@ from typing import Any
 
 import jax
 
+from tcircuits.files.array_store import stored_shapes
+from tcircuits.files.limits import read_json
 from tcircuits.types import InputError
 
+METADATA = "_CHECKPOINT_METADATA"
 COMPLETE = "commit_success.txt"  # Orbax writes it last; its own `is_orbax_checkpoint` accepts any folder
+SHOWN = 40  # arrays that a message names
 
 
 def _orbax() -> Any:
@@ -30,7 +34,7 @@ def is_checkpoint(path: Path | str) -> bool:
 
 def began_as_checkpoint(path: Path | str) -> bool:
     """Whether `path` is a checkpoint, or what is left of one whose writing was cut off."""
-    return any((Path(path) / name).is_file() for name in ("_CHECKPOINT_METADATA", COMPLETE))
+    return any((Path(path) / name).is_file() for name in (METADATA, COMPLETE))
 
 
 def _prepare(path: Path | str, format_name: str, version: int, about: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
@@ -75,10 +79,10 @@ def metadata(path: Path | str, *, format_name: str, version: int) -> dict[str, A
         raise InputError(
             f"{path} is no complete checkpoint ({COMPLETE} is missing): writing it was cut off, or it is none"
         )
-    found = dict(_orbax().metadata(Path(path).absolute()).custom_metadata or {})
+    found = _custom(Path(path))
     if found.get("format") != format_name or found.get("version") != version:
         raise InputError(
-            f"{path} holds format {found.get('format')!r} version {found.get('version')!r}; "
+            f"{path} holds format {found.get('format')!r:.80} version {found.get('version')!r:.20}; "
             f"this release reads {format_name!r} version {version}"
         )
     return {k: v for k, v in found.items() if k not in ("format", "version")}
@@ -88,7 +92,23 @@ def format_of(path: Path | str) -> str | None:
     """The format name of a complete checkpoint; None for anything else."""
     if not is_checkpoint(path):
         return None
-    return dict(_orbax().metadata(Path(path).absolute()).custom_metadata or {}).get("format")
+    try:
+        found = _custom(Path(path)).get("format")
+    except InputError:
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _custom(path: Path) -> dict[str, Any]:
+    """What `save` was given, with format and version.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    found = read_json(path / METADATA).get("custom_metadata")
+    if not isinstance(found, dict):
+        raise InputError(f"{path / METADATA} is damaged, or of another program: it has no custom_metadata")
+    return found
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -97,9 +117,12 @@ def _flat(tree: Any) -> dict[str, Any]:
 
 
 def shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
-    """The shape of each stored array by its dotted path in the tree; reads no arrays."""
-    stored = _orbax().metadata(Path(path).absolute()).metadata
-    return {name: tuple(leaf.shape) for name, leaf in stored.items()}
+    """The shape of each stored array by its dotted path in the tree; reads no arrays.
+
+    Raises:
+        MalformedError: the files are damaged, or cannot hold these arrays.
+    """
+    return stored_shapes(Path(path) / "state")
 
 
 def _mismatches(path: Path | str, abstract: Any) -> list[str]:
@@ -135,5 +158,6 @@ def load(path: Path | str, abstract: Any) -> Any:
             loaded = _orbax().load(Path(path).absolute(), {name: _placed(leaf) for name, leaf in flat.items()})
             return jax.tree.unflatten(jax.tree.structure(abstract), [loaded[name] for name in flat])
     except Exception as error:  # Orbax raises bare `Exception` for damaged arrays
-        raise InputError(f"the checkpoint {path} is damaged: {error}") from error
-    raise InputError(f"the arrays of {path} do not fit: " + "; ".join(wrong))
+        raise InputError(f"the checkpoint {path} is damaged: {error!s:.600}") from error
+    more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+    raise InputError(f"the arrays of {path} do not fit: {'; '.join(wrong[:SHOWN])}{more}")

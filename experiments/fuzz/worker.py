@@ -153,12 +153,13 @@ class Runner:
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir()
         path = self.scratch / variant.name
-        shutil.copytree(variant, path) if variant.is_dir() else shutil.copy(variant, path)
+        shutil.copytree(variant, path, copy_function=os.link) if variant.is_dir() else os.link(variant, path)
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         file = files[int(rng.integers(len(files)))]
         if path.is_dir() and rng.random() < RENAMED:
             return path, [file.name, renamed(file if rng.random() < 0.5 or file.parent == path else file.parent, rng)]
         data, how = mutate(file.name, file.read_bytes(), rng)
+        file.unlink()  # it is a link to the valid one
         file.write_bytes(data)
         return path, [file.name, *how]
 
