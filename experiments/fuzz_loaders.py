@@ -18,6 +18,7 @@ import json
 import os
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -188,7 +189,7 @@ class Tally:
 
 
 def run_all(cfg: Config, folder: Path) -> dict[str, Tally]:
-    """Load all files; what is kept of them by subject."""
+    """Load all files; what is kept of them by subject. Interrupted, it gives the subjects that were done."""
     make_base(folder / "base", cfg.subjects)
     waiting, lock = jobs(cfg), threading.Lock()
     tallies = {name: Tally() for name in cfg.subjects}
@@ -223,11 +224,18 @@ def run_all(cfg: Config, folder: Path) -> dict[str, Tally]:
     threads = [threading.Thread(target=work, args=(i,)) for i in range(cfg.workers)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
+    try:
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:
+        errors.append(KeyboardInterrupt())
+        for thread in threads:
+            thread.join()
+        if not cfg.each:
+            raise
+    if errors and not isinstance(errors[0], KeyboardInterrupt):
         raise errors[0]
-    return tallies
+    return {name: t for name, t in tallies.items() if not cfg.each or t.counts.total() == cfg.each}
 
 
 def _keep(cfg: Config, scratch: Path, outcome: dict[str, Any]) -> None:
@@ -251,7 +259,7 @@ def stored_rows(cfg: Config) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     return rest[0], rest[1]
 
 
-def figures(rows: list[dict[str, Any]], failures: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+def figures(rows: list[dict[str, Any]], failures: list[dict[str, Any]]) -> dict[str, Any]:
     """Sums over subjects; the most memory that a file took; the first failures."""
     return {
         "files": sum(row["files"] for row in rows),
@@ -259,7 +267,7 @@ def figures(rows: list[dict[str, Any]], failures: list[dict[str, Any]], seconds:
         "least_of_a_subject": min(row["files"] for row in rows),
         "subjects": sorted(rows, key=lambda row: row["subject"]),
         "peak_mib": max(row["peak_mib"] for row in rows),
-        "seconds": round(seconds, 1),
+        "loading_seconds": round(sum(row["seconds"] for row in rows), 1),
         "failures": sorted(failures, key=lambda f: (f["subject"], f["seed"]))[:SHOWN],
     }
 
@@ -267,13 +275,16 @@ def figures(rows: list[dict[str, Any]], failures: list[dict[str, Any]], seconds:
 def main(cfg: Config) -> dict[str, Any]:
     """Load all files, print a table, write the result."""
     rows, failures = stored_rows(cfg) if cfg.merge else ([], [])
-    start, commit = time.perf_counter(), common.commit()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    commit = common.commit()
     git = f"{commit['commit'] or 'none':.12}{'+' * bool(commit['dirty'])}"
     with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as folder:
         tallies = run_all(cfg, Path(folder))
     rows += [tally.row(name, git) for name, tally in tallies.items() if tally.counts]
+    if not rows:
+        raise RuntimeError("it was interrupted before any subject was done")
     failures += [failure for tally in tallies.values() for failure in tally.failures]
-    found = figures(rows, failures, time.perf_counter() - start)
+    found = figures(rows, failures)
     show("damaged files", [{k: v for k, v in row.items() if k != "damage"} for row in found["subjects"]])
     for failure in found["failures"]:
         print(f"{failure['subject']} {failure['seed']} {failure['how']}: {failure['wrong']}")

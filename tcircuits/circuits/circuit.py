@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from os import PathLike
 from typing import Any
 
@@ -114,6 +115,7 @@ def _units(given: Any) -> Units | Edges:
     if not units.kinds or [kind for kind in KINDS if kind in units.kinds] != list(units.kinds):
         raise MalformedError(f"its units are of kinds {units.kinds!s:.80}; there are {', '.join(KINDS)}, in this order")
     sizes = [units.n_layers, units.n_heads, units.d_feature, 1 if units.positions is None else units.positions]
-    if min(sizes) < 0 or sizes[3] < 1 or list(units.layers) != sorted(set(units.layers) & set(range(units.n_layers))):
+    ascending = all(a < b for a, b in pairwise((-1, *units.layers, units.n_layers)))
+    if min(sizes) < 0 or sizes[3] < 1 or not ascending:
         raise MalformedError(f"its units are of sizes {sizes}, with dictionaries of layers {units.layers!s:.80}")
     return units
