@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 
-from tcircuits.files.array_store import stored_shapes
+from tcircuits.files.array_store import open_array, read_parts, stored_shapes
 from tcircuits.files.limits import read_json
+from tcircuits.files.storage import MalformedError
 from tcircuits.types import InputError
 
 METADATA = "_CHECKPOINT_METADATA"
@@ -135,12 +136,15 @@ def _mismatches(path: Path | str, abstract: Any) -> list[str]:
     return wrong + [f"{n} has shape {stored[n]}, not {wanted[n]}" for n in both if stored[n] != wanted[n]]
 
 
-def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """Without a sharding Orbax would look for the devices that the file was written on."""
-    if leaf.sharding is not None:
-        return leaf
+def _read(state: Path, name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """One array with the dtype and on the devices of `leaf`; each part is read once, however many devices have it."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+    sharding = here if leaf.sharding is None else leaf.sharding
+    places = sharding.addressable_devices_indices_map(leaf.shape).values()
+    parts = {str(part): part for part in places if part is not None}
+    read = read_parts(open_array(state, name), list(parts.values()))
+    cast = {key: x.astype(leaf.dtype, copy=False) for key, x in zip(parts, read, strict=True)}
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda part: cast[str(part)])
 
 
 def load(path: Path | str, abstract: Any) -> Any:
@@ -154,10 +158,9 @@ def load(path: Path | str, abstract: Any) -> Any:
     try:
         wrong = _mismatches(path, abstract)
         if not wrong:
-            flat = _flat(abstract)
-            loaded = _orbax().load(Path(path).absolute(), {name: _placed(leaf) for name, leaf in flat.items()})
-            return jax.tree.unflatten(jax.tree.structure(abstract), [loaded[name] for name in flat])
-    except Exception as error:  # Orbax raises bare `Exception` for damaged arrays
-        raise InputError(f"the checkpoint {path} is damaged: {error!s:.600}") from error
+            arrays = [_read(Path(path) / "state", name, leaf) for name, leaf in _flat(abstract).items()]
+            return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
+    except MalformedError as error:
+        raise InputError(f"the checkpoint {path} is damaged: {error!s:.600}") from None
     more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
     raise InputError(f"the arrays of {path} do not fit: {'; '.join(wrong[:SHOWN])}{more}")

@@ -1,21 +1,25 @@
-"""Which arrays an Orbax checkpoint's folder `state` holds, checked before Orbax reads any of them.
+"""The arrays in an Orbax checkpoint's folder `state`: which there are, checked before any is read, and their parts.
 
-Orbax and the library below it take sizes at their word: an array of 2^40 values without a single stored piece is
-allocated and filled. So every array's `zarr.json` is read here, its pieces must all be there, and what they decode to
-must be plausible for the bytes that the folder has.
+The library below Orbax takes sizes at their word: an array of 2^40 values without a single stored piece is allocated
+and filled. So every array's `zarr.json` is read here first, its pieces must all be there, and what they decode to must
+be plausible for the bytes that the folder has. Orbax's own reading is left out: where one array cannot be read, it
+leaves the reads of the others running, which now and then end the process.
 
 Source: Zarr's specification, version 3, with the codec `sharding_indexed`; the key-value store is OCDBT (TensorStore).
 """
 
 import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tcircuits.files.limits import Budget, parse_json, read_json
 from tcircuits.files.storage import MalformedError, check_decoded
+from tcircuits.files.tensor_file import Part
 from tcircuits.types import InputError
 
 DTYPES = {
@@ -55,6 +59,32 @@ def stored_shapes(state: Path) -> dict[str, tuple[int, ...]]:
         found[name], total = shape, total + size
     check_decoded(total, sum(file.stat().st_size for file in state.rglob("*") if file.is_file()), None)
     return found
+
+
+def open_array(state: Path, name: str) -> Any:
+    """One array, to be read with `read_parts`.
+
+    Raises:
+        MalformedError: it is damaged.
+    """
+    tensorstore = importlib.import_module("tensorstore")
+    store = {"driver": "ocdbt", "base": f"file://{state.absolute()}/", "path": f"{name}/"}
+    try:
+        return tensorstore.open({"driver": "zarr3", "kvstore": store}, open=True, read=True).result()
+    except (ValueError, OSError, KeyError) as problem:
+        raise MalformedError(f"{name!r:.80} cannot be opened: {problem!s:.300}") from None
+
+
+def read_parts(array: Any, parts: Sequence[Part]) -> list[np.ndarray]:
+    """Parts of an array, read side by side, in its own dtype.
+
+    Raises:
+        MalformedError: it is damaged.
+    """
+    try:
+        return [np.asarray(reading.result()) for reading in [array[part].read() for part in parts]]
+    except (ValueError, OSError, KeyError) as problem:
+        raise MalformedError(f"an array cannot be read: {problem!s:.300}") from None
 
 
 def _keys(state: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tcircuits.files.storage import MalformedError
 from tcircuits.files.typed import built, checked
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.params import Params, abstract, spec
-from tcircuits.models.tokenizers import NO_TOKENIZER, Tokenizer, from_json
+from tcircuits.models.tokenizers import NO_TOKENIZER, Tokenizer, from_json, read_text
 from tcircuits.parallel import is_lead, shardings
 from tcircuits.types import InputError
 
@@ -93,11 +93,12 @@ def _saved_config(path: Path, about: Mapping[str, Any]) -> ModelConfig:
         raise InputError(f"{path}: its configuration cannot be read: {error!s:.600}") from None
 
 
-def _saved_tokenizer(path: Path, special: Mapping[str, Any]) -> Tokenizer:
+def _saved_tokenizer(path: Path, special: Any) -> Tokenizer:
+    kinds = {"bos_id": int | None, "eos_id": int | None, "adds_bos": bool}
     try:
-        return from_json(path.read_text(encoding="utf-8"), **special)
-    except (OSError, UnicodeDecodeError, TypeError, InputError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        return from_json(read_text(path), **checked(special, kinds))
+    except (MalformedError, InputError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
 
 
 def saved_config(path: Path) -> tuple[ModelConfig, str]:
