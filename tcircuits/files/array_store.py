@@ -148,6 +148,8 @@ def _codecs(given: Any, outer: list[int], depth: int = 0) -> None:
     if not isinstance(given, list) or not 1 <= len(given) <= 8 or depth > 1:
         raise MalformedError("codecs that are not known")
     for codec in given:
+        if not isinstance(codec, dict):
+            raise MalformedError(f"codec {codec!r:.40}")
         settings = codec.get("configuration", {})
         if codec["name"] not in CODECS or not isinstance(settings, dict):
             raise MalformedError(f"codec {codec['name']!r:.40}")

@@ -3,13 +3,14 @@
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore
 
 from tcircuits import checkpoint
-from tcircuits.files.array_store import stored_shapes
+from tcircuits.files.array_store import open_array, read_parts, stored_shapes
 from tcircuits.files.storage import MalformedError
 from tcircuits.types import InputError
 
@@ -72,6 +73,7 @@ HOSTILE = {
         "for an array of",
     ),
     "another codec": ("a/zarr.json", codec(lambda c: c.append({"name": "blosc"})), "codec 'blosc'"),
+    "a number for a codec": ("a/zarr.json", codec(lambda c: c.append(3)), "codec 3"),
     "codecs in codecs in codecs": (
         "a/zarr.json",
         codec(lambda c: c[0]["configuration"].update(codecs=[json.loads(json.dumps(c[0]))])),
@@ -92,6 +94,19 @@ def test_hostile_stores_are_refused(name, copy):
         stored_shapes(copy / "state")
     with pytest.raises(InputError, match="damaged"):
         checkpoint.load(copy, ARRAYS)
+
+
+def test_damaged_values_are_refused_and_parts_are_read(copy):
+    array = open_array(copy / "state", "a")
+    first, second = read_parts(array, [(slice(1, 3), slice(0, 2)), (slice(None), slice(None))])
+    np.testing.assert_array_equal(first, ARRAYS["a"][1:3, :2])
+    np.testing.assert_array_equal(second, ARRAYS["a"])
+    changed(copy, "a/c/0/0", b"no piece of an array")
+    with pytest.raises(InputError, match=r"damaged.*cannot be read"):
+        checkpoint.load(copy, {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in ARRAYS.items()})
+    changed(copy, "a/zarr.json", lambda x: x | {"fill_value": "x"})
+    with pytest.raises(MalformedError, match="cannot be opened"):
+        open_array(copy / "state", "a")
 
 
 @pytest.mark.parametrize("name", ["_METADATA", "_sharding", "array_metadatas/process_0"])
