@@ -82,6 +82,7 @@ DAMAGED = {
     "edges": (EDGES | {"n_heads": 0}, "edges are of sizes"),
     "edges of text": (EDGES | {"parallel": "no"}, "no truth value"),
     "edges of some": (EDGES, "mask has shape"),
+    "edges without end": (EDGES | {"n_layers": 9999, "n_heads": 9999, "n_kv_heads": 1}, "mask has shape"),
 }
 
 
