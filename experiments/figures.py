@@ -167,7 +167,8 @@ def fuzz_rows() -> list[Row]:
     f = read("fuzz_loaders")["figures"]
     o = f["outcomes"]
     text = f"{o['refused']:,} refused with a message, {o['loaded']:,} loaded, {o['failed']} failed"
-    what = f"{f['files']:,} mutated files of {len(f['subjects'])} kinds through the loaders"
+    least = min(row["files"] for row in f["subjects"])
+    what = f"{f['files']:,} mutated files of {len(f['subjects'])} kinds, {least:,} or more of each, through the loaders"
     return [(what, text, "experiments.fuzz_loaders")]
 
 

@@ -1,6 +1,6 @@
 """Do the loaders withstand files from strangers?
 
-    python -m experiments.fuzz_loaders --n 20000 --seed 0
+    python -m experiments.fuzz_loaders --each 20000 --seed 0      # of every kind; --n: over all kinds together
 
 Small valid files of every kind (`fuzz.subjects`) are damaged (`fuzz.mutations`: cut off, bits flipped, lengths and
 places overwritten, stretches doubled, moved or deleted, huge shapes, zip and gzip bombs, pickles with dangerous calls)
@@ -10,28 +10,36 @@ and loaded through the public entry points in processes that are watched (`fuzz.
 - if anything is run, imported or written (audit events, and a file that every dangerous call would leave);
 - if memory exceeds what the process held before by more than 64 MiB + 3 times the decoded size.
 
-The same seed makes the same files; each failure is stored with its seed in `--keep`.
+The same seed makes the same files; each failure is stored with its seed in `--keep`. `--subjects` takes some kinds
+only, and `--merge` then keeps the others' rows of the stored result; every row names the commit whose loaders it is of.
 """
 
 import json
 import os
-import queue
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments import common
 from experiments.common import ROOT, save, show
 from experiments.fuzz.subjects import SUBJECTS
+
+KINDS = ("loaded", "refused", "failed")
+MEMORY = "/dev/shm"  # where files need no disk
+SHOWN = 50  # failures that a result names
+PROGRESS = 5000  # files between two lines
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,9 @@ class Config:
     """What to load."""
 
     n: int = 20_000
-    """Files, over all subjects."""
+    """Files over all subjects, by their weights."""
+    each: int = 0
+    """Files of every subject, instead of `n`."""
     seed: int = 0
     """Of the damage."""
     subjects: tuple[str, ...] = tuple(SUBJECTS)
@@ -50,6 +60,8 @@ class Config:
     """Seconds of processor time for one file."""
     keep: Path = Path("fuzz_failures")
     """Where files that fail are stored; the folder is made when the first one does."""
+    merge: bool = False
+    """Keep the rows of the stored result for subjects that this run leaves out; `each` and `seed` must be its own."""
 
 
 class Worker:
@@ -128,39 +140,82 @@ def make_base(folder: Path, subjects: tuple[str, ...]) -> None:
         SUBJECTS[name].make(folder / name)
 
 
-def jobs(cfg: Config) -> list[dict[str, Any]]:
-    """One job a file, in random order of subjects, in proportion to their weights."""
+def jobs(cfg: Config) -> Iterator[dict[str, Any]]:
+    """One job a file: one subject after the other, or in random order in proportion to their weights."""
+    order = list(SUBJECTS)
+    if cfg.each:
+        for name in cfg.subjects:
+            yield from ({"subject": name, "seed": [cfg.seed, order.index(name), i]} for i in range(cfg.each))
+        return
     weights = np.array([SUBJECTS[name].weight for name in cfg.subjects])
     draws = np.random.default_rng(cfg.seed).choice(len(weights), cfg.n, p=weights / weights.sum())
-    order = list(SUBJECTS)
-    return [
-        {"subject": cfg.subjects[k], "seed": [cfg.seed, order.index(cfg.subjects[k]), i]} for i, k in enumerate(draws)
-    ]
+    for i, k in enumerate(draws):
+        yield {"subject": cfg.subjects[k], "seed": [cfg.seed, order.index(cfg.subjects[k]), i]}
 
 
-def run_all(cfg: Config, folder: Path) -> list[dict[str, Any]]:
-    """Load all files; the outcomes carry their jobs."""
+@dataclass
+class Tally:
+    """What is kept of the outcomes of one subject, however many there are."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    damage: Counter[str] = field(default_factory=Counter)
+    peak: int = 0
+    seconds: float = 0.0
+    slowest: float = 0.0
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, outcome: dict[str, Any]) -> None:
+        """Count one outcome."""
+        self.counts[outcome["outcome"]] += 1
+        self.damage.update(outcome["how"][1:])
+        self.peak = max(self.peak, outcome["peak"])
+        self.seconds += outcome["seconds"]
+        self.slowest = max(self.slowest, outcome["seconds"])
+        if outcome["outcome"] == "failed" and len(self.failures) < SHOWN:
+            self.failures.append({k: outcome[k] for k in ("subject", "seed", "how", "wrong")})
+
+    def row(self, subject: str, git: str) -> dict[str, Any]:
+        """Its figures."""
+        return {
+            "subject": subject,
+            "files": sum(self.counts.values()),
+            **{kind: self.counts[kind] for kind in KINDS},
+            "peak_mib": round(self.peak / 2**20, 1),
+            "seconds": round(self.seconds, 1),
+            "slowest_s": round(self.slowest, 2),
+            "git": git,
+            "damage": dict(sorted(self.damage.items())),
+        }
+
+
+def run_all(cfg: Config, folder: Path) -> dict[str, Tally]:
+    """Load all files; what is kept of them by subject. Interrupted, it gives the subjects that were done."""
     make_base(folder / "base", cfg.subjects)
-    waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    for job in jobs(cfg):
-        waiting.put(job)
-    outcomes: list[dict[str, Any]] = []
+    waiting, lock = jobs(cfg), threading.Lock()
+    tallies = {name: Tally() for name in cfg.subjects}
     errors: list[BaseException] = []
+    start = time.perf_counter()
+
+    def count(outcome: dict[str, Any]) -> None:
+        tallies[outcome["subject"]].add(outcome)
+        counts = sum((t.counts for t in tallies.values()), Counter[str]())
+        if counts.total() % PROGRESS == 0:
+            total = cfg.each * len(cfg.subjects) if cfg.each else cfg.n
+            print(f"{time.perf_counter() - start:.0f} s: {counts.total()} of {total}, {dict(counts)}", flush=True)
 
     def work(number: int) -> None:
         worker = Worker(folder / "base", folder / f"scratch{number}", cfg.subjects)
         try:
             while not errors:
-                job = waiting.get_nowait()
-                found = worker.run(job, cfg.timeout)
-                outcomes.append(job | found)
+                with lock:
+                    job = next(waiting, None)
+                if job is None:
+                    break
+                found = job | worker.run(job, cfg.timeout)
                 if found["outcome"] == "failed":
-                    _keep(cfg, worker.scratch, job | found)
-                if len(outcomes) % 2000 == 0:
-                    counts = Counter(o["outcome"] for o in outcomes)
-                    print(f"{len(outcomes)} of {cfg.n}: {dict(counts)}", flush=True)
-        except queue.Empty:
-            pass
+                    _keep(cfg, worker.scratch, found)
+                with lock:
+                    count(found)
         except BaseException as error:
             errors.append(error)
         finally:
@@ -169,11 +224,18 @@ def run_all(cfg: Config, folder: Path) -> list[dict[str, Any]]:
     threads = [threading.Thread(target=work, args=(i,)) for i in range(cfg.workers)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
+    try:
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt:
+        errors.append(KeyboardInterrupt())
+        for thread in threads:
+            thread.join()
+        if not cfg.each:
+            raise
+    if errors and not isinstance(errors[0], KeyboardInterrupt):
         raise errors[0]
-    return outcomes
+    return {name: t for name, t in tallies.items() if not cfg.each or t.counts.total() == cfg.each}
 
 
 def _keep(cfg: Config, scratch: Path, outcome: dict[str, Any]) -> None:
@@ -184,44 +246,49 @@ def _keep(cfg: Config, scratch: Path, outcome: dict[str, Any]) -> None:
     (into / "outcome.json").write_text(json.dumps(outcome, indent=1), encoding="utf-8")
 
 
-def figures(outcomes: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """Counts by outcome, subject and damage; the most memory and time that a file took."""
-    by_subject = []
-    for name in sorted({o["subject"] for o in outcomes}):
-        some = [o for o in outcomes if o["subject"] == name]
-        counts = Counter(o["outcome"] for o in some)
-        by_subject.append(
-            {
-                "subject": name,
-                "files": len(some),
-                **{kind: counts[kind] for kind in ("loaded", "refused", "failed")},
-                "peak_mib": round(max(o["peak"] for o in some) / 2**20, 1),
-                "slowest_s": round(max(o["seconds"] for o in some), 2),
-            }
-        )
-    counts = Counter(o["outcome"] for o in outcomes)
-    failures = [{k: o[k] for k in ("subject", "seed", "how", "wrong")} for o in outcomes if o["outcome"] == "failed"]
+def stored_rows(cfg: Config) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows and failures of the stored result for the subjects that this run leaves out.
+
+    Raises:
+        ValueError: it is of other files than this run's.
+    """
+    found = json.loads((common.RESULTS / "fuzz_loaders.json").read_text(encoding="utf-8"))
+    if not cfg.each or any(found["config"].get(name) != getattr(cfg, name) for name in ("each", "seed")):
+        raise ValueError("--merge: the stored result is of another --each or --seed; run all subjects again")
+    rest = [[x for x in found["figures"][key] if x["subject"] not in cfg.subjects] for key in ("subjects", "failures")]
+    return rest[0], rest[1]
+
+
+def figures(rows: list[dict[str, Any]], failures: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sums over subjects; the most memory that a file took; the first failures."""
     return {
-        "files": len(outcomes),
-        "outcomes": {kind: counts[kind] for kind in ("loaded", "refused", "failed")},
-        "subjects": by_subject,
-        "damage": dict(sorted(Counter(how for o in outcomes for how in o["how"][1:]).items())),
-        "peak_mib": round(max(o["peak"] for o in outcomes) / 2**20, 1),
-        "seconds": round(seconds, 1),
-        "failures": sorted(failures, key=lambda f: (f["subject"], f["seed"]))[:50],
+        "files": sum(row["files"] for row in rows),
+        "outcomes": {kind: sum(row[kind] for row in rows) for kind in KINDS},
+        "least_of_a_subject": min(row["files"] for row in rows),
+        "subjects": sorted(rows, key=lambda row: row["subject"]),
+        "peak_mib": max(row["peak_mib"] for row in rows),
+        "loading_seconds": round(sum(row["seconds"] for row in rows), 1),
+        "failures": sorted(failures, key=lambda f: (f["subject"], f["seed"]))[:SHOWN],
     }
 
 
 def main(cfg: Config) -> dict[str, Any]:
     """Load all files, print a table, write the result."""
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        outcomes = run_all(cfg, Path(folder))
-    found = figures(outcomes, time.perf_counter() - start)
-    show("damaged files", found["subjects"])
+    rows, failures = stored_rows(cfg) if cfg.merge else ([], [])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    commit = common.commit()
+    git = f"{commit['commit'] or 'none':.12}{'+' * bool(commit['dirty'])}"
+    with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as folder:
+        tallies = run_all(cfg, Path(folder))
+    rows += [tally.row(name, git) for name, tally in tallies.items() if tally.counts]
+    if not rows:
+        raise RuntimeError("it was interrupted before any subject was done")
+    failures += [failure for tally in tallies.values() for failure in tally.failures]
+    found = figures(rows, failures)
+    show("damaged files", [{k: v for k, v in row.items() if k != "damage"} for row in found["subjects"]])
     for failure in found["failures"]:
         print(f"{failure['subject']} {failure['seed']} {failure['how']}: {failure['wrong']}")
-    save("fuzz_loaders", cfg, found)
+    save("fuzz_loaders", replace(cfg, subjects=tuple(row["subject"] for row in found["subjects"])), found)
     return found
 
 

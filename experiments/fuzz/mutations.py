@@ -428,6 +428,7 @@ INFORMED: tuple[tuple[Callable[[str, bytes], bool], tuple[Mutation, ...]], ...] 
     (lambda name, data: data[:2] == b"\x1f\x8b", (in_gzip,)),
     (lambda name, data: data[:1] == b"\x80", (in_pickle,)),
     (lambda name, data: name.endswith(".json"), (json_value, renumber, nest)),
+    (lambda name, data: data[:1] == b"{" and name.startswith(("_", "process_")), (json_value, renumber, nest)),
     (lambda name, data: name.endswith((".yaml", ".gguf")), (renumber, reword, nest, overwrite_length)),
 )
 

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 import tcircuits as tc
 from experiments.common import ROOT
+from experiments.fuzz import own
 from experiments.fuzz.sets import make_sets
 from tcircuits.attribution.graph_io import read_viewer_json, write_viewer_json
 from tcircuits.files.limits import read_json, read_yaml
@@ -37,11 +38,13 @@ class Subject:
         make: writes variants into an empty folder.
         load: loads one of them completely.
         weight: its share of the files.
+        inside: damages what is in a folder by other means than its files' bytes, and says how.
     """
 
     make: Callable[[Path], None]
     load: Callable[[Path, Note], Any]
     weight: float = 1.0
+    inside: Callable[[Path, np.random.Generator], list[str]] | None = None
 
 
 def read_tensors(path: Path, note: Note) -> None:
@@ -280,4 +283,12 @@ SUBJECTS: dict[str, Subject] = {
     "sparsify": Subject(golden_folders("rival_folders/sparsify", "skip-transcoder", "transcoder"), load_dictionary),
     "sets": Subject(make_sets, load_dictionary, 1.5),
     "ct-graph": Subject(make_ct_graph, load_graph),
+    "paths": Subject(own.make_paths, own.load_paths),
+    "records": Subject(own.make_records, own.load_record),
+    "results": Subject(own.make_results, own.load_result),
+    "tokens": Subject(own.make_tokens, own.load_tokens),
+    "features": Subject(own.make_features, own.load_features),
+    "checkpoints": Subject(own.make_checkpoints, own.load_checkpoint, inside=own.in_store),
+    "direction": Subject(own.make_directions, own.load_direction),
+    "corpus": Subject(own.make_corpora, own.load_corpus),
 }

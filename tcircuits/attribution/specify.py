@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tcircuits.files.opening import open_tensors
 from tcircuits.types import InputError
 
 
@@ -144,14 +145,19 @@ def parse(text: str) -> Spec:
         return Feature(layer, pos, index)
     if text.startswith("direction:"):
         path = text.removeprefix("direction:")
-        try:
-            vector = np.load(path, allow_pickle=False)
-            if not isinstance(vector, np.ndarray):
-                raise ValueError("it is an archive of arrays (.npz); save the one array as .npy")
-        except (OSError, ValueError) as problem:
-            raise InputError(f"target {text!r}: cannot read a vector from {path}: {problem}") from None
-        return Direction(vector, path)
+        return Direction(_vector(text, path), path)
     return text
+
+
+def _vector(text: str, path: str) -> np.ndarray:
+    """The one array of a `.npy` file."""
+    try:
+        file = open_tensors(path)
+        if list(file.headers) != [""]:
+            raise InputError("it is no array alone; save the one array as .npy")
+        return np.asarray(file.read("", None))
+    except InputError as problem:
+        raise InputError(f"target {text!r}: cannot read a vector from {path}: {problem}") from None
 
 
 def checked_direction(vector: Any, d_model: int) -> np.ndarray:

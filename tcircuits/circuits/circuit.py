@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from os import PathLike
 from typing import Any
 
@@ -9,11 +10,15 @@ import numpy as np
 
 from tcircuits.circuits.edges import Edges
 from tcircuits.circuits.units import KINDS, Units
+from tcircuits.files.archive import fitting, read_all
 from tcircuits.files.record import read_record, write_record
+from tcircuits.files.storage import MalformedError
+from tcircuits.files.typed import built, checked
 from tcircuits.types import Bool, Float, InputError
 
 VERSION = 1
 LABELS = 1000  # units that the JSON file names
+HEAD = {"model": str, "units": dict, "about": dict}
 
 
 @dataclass(frozen=True)
@@ -80,30 +85,37 @@ def load_circuit(path: str | PathLike[str]) -> Circuit:
     """
     head, file = read_record(path, "circuit", VERSION)
     try:
-        units = _units(head["units"])
-    except (ValueError, KeyError, TypeError) as problem:
-        raise InputError(f"the circuit at {path} is damaged: its units are {head.get('units')} ({problem})") from None
-    if "mask" not in file.headers:
-        raise InputError(f"the circuit at {path} is damaged: it has no mask")
-    values = np.asarray(file.read("scores", None)) if "scores" in file.headers else None
-    mask = np.asarray(file.read("mask", None))
-    c = Circuit(units, mask, values, str(head.get("model", "")), head.get("about", {}))
+        said = checked(
+            {name: head[name] for name in ("model", "units", "about") if name in head}, HEAD, frozenset(HEAD)
+        )
+        units = _units(head.get("units"))
+        scored = {"scores": ("fiu", ("U",))} if "scores" in file.headers else {}
+        fitting(file, {"mask": ("b", ("U",))} | scored, {"U": units.n})
+        arrays = read_all(file)
+    except (InputError, MalformedError) as problem:
+        raise InputError(f"the circuit at {path} is damaged: {problem}") from None
+    c = Circuit(units, arrays["mask"], arrays.get("scores"), said.get("model", ""), said.get("about", {}))
     check_circuit(c)
     return c
 
 
 def _units(given: Any) -> Units | Edges:
-    kinds = tuple(given["kinds"])
-    if kinds == ("edge",):
-        layers, heads, kv_heads = (int(given[name]) for name in ("n_layers", "n_heads", "n_kv_heads"))
-        if not all(0 < n < 10_000 for n in (layers, heads, kv_heads)):
-            raise ValueError(f"sizes {layers, heads, kv_heads}")
-        return Edges(layers, heads, kv_heads, bool(given["parallel"]), bool(given["attn_only"]))
-    layers = tuple(int(i) for i in given["layers"])
-    if not set(kinds) <= set(KINDS):
-        raise ValueError(f"kinds {kinds}")
-    sizes = [int(given[name]) for name in ("n_layers", "n_heads", "d_feature")]
-    positions = None if given["positions"] is None else int(given["positions"])
-    if min(sizes) < 0 or (positions or 0) < 0:
-        raise ValueError("negative sizes")
-    return Units(kinds, sizes[0], sizes[1], layers, sizes[2], positions)
+    """The units that a file says, of sizes that can be.
+
+    Raises:
+        MalformedError: see above.
+    """
+    if isinstance(given, dict) and given.get("kinds") == ["edge"]:
+        units = built(Edges, given)
+        sizes = [units.n_layers, units.n_heads, units.n_kv_heads]
+        if not all(0 < n < 10_000 for n in sizes) or units.n_heads % units.n_kv_heads:
+            raise MalformedError(f"its edges are of sizes {sizes}")
+        return units
+    units = built(Units, given)
+    if not units.kinds or [kind for kind in KINDS if kind in units.kinds] != list(units.kinds):
+        raise MalformedError(f"its units are of kinds {units.kinds!s:.80}; there are {', '.join(KINDS)}, in this order")
+    sizes = [units.n_layers, units.n_heads, units.d_feature, 1 if units.positions is None else units.positions]
+    ascending = all(a < b for a, b in pairwise((-1, *units.layers, units.n_layers)))
+    if min(sizes) < 0 or sizes[3] < 1 or not ascending:
+        raise MalformedError(f"its units are of sizes {sizes}, with dictionaries of layers {units.layers!s:.80}")
+    return units

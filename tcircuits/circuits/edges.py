@@ -72,8 +72,10 @@ class Edges:
 
     @property
     def n(self) -> int:
-        """How many edges."""
-        return len(self.pairs)
+        """How many edges; a sum, not the length of `pairs`: a file may say any sizes."""
+        layers, heard = self.n_layers, self.per_layer * self.n_layers * (self.n_layers - 1) // 2
+        own = 0 if self.attn_only or self.parallel else layers * self.n_heads  # an MLP hears its own layer's heads
+        return self.readers * (layers + heard) + own + self.n_writers
 
     def split(self, mask: Any) -> dict[str, Array]:
         """A vector over edges [U] as matrices: readers by layer [L, R, W], and the logits' [W]."""

@@ -4,6 +4,7 @@ Units are numbered: kinds in the order of `KINDS`, layers in order within a kind
 stays as the model computes it.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,7 @@ class Units:
     @property
     def n(self) -> int:
         """How many units."""
-        return sum(int(np.prod(shape)) for shape in self.shapes.values())
+        return sum(math.prod(shape) for shape in self.shapes.values())  # exact: a file may say any sizes
 
     @property
     def starts(self) -> dict[str, int]:

@@ -24,6 +24,8 @@ from tcircuits.data.tokenizing import fingerprint
 from tcircuits.data.tokens import TokenFile, open_tokens
 from tcircuits.data.writing import TokenWriter, check_new, synced, write_json
 from tcircuits.files.limits import read_json
+from tcircuits.files.opening import open_tensors
+from tcircuits.files.tensor_file import Header
 from tcircuits.models.generate import generate
 from tcircuits.models.model import Model
 from tcircuits.types import InputError
@@ -174,9 +176,9 @@ def _save(file: Path, block: np.ndarray) -> None:
 
 def _load(file: Path, shape: tuple[int, int]) -> np.ndarray:
     try:
-        block = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as problem:
+        block = open_tensors(file)
+        if dict(block.headers) != {"": Header(shape, "I32")}:
+            raise InputError(f"it holds other than int32 {shape}")
+        return np.asarray(block.read("", None))
+    except InputError as problem:
         raise InputError(f"{file} is damaged ({problem}): remove it, and it is made again") from None
-    if block.shape != shape or block.dtype != np.int32:
-        raise InputError(f"{file} is damaged: {block.dtype} {block.shape} instead of int32 {shape}: remove it")
-    return block

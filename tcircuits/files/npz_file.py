@@ -18,7 +18,7 @@ KINDS = {f"{d.kind}{d.itemsize}": name for name, d in DTYPES.items() if d.kind i
 SHAPE = r"\(\s*+(?:\d{1,19}L?,\s*+)*+(?:\d{1,19}L?)?\s*+\)"
 ITEM = rf"\s*+'(descr|fortran_order|shape)'\s*+:\s*+('[^'\\]{{1,16}}'|True|False|{SHAPE})\s*+"
 HEADER = re.compile(rf"{{{ITEM},{ITEM},{ITEM},?\s*+}}\s*+")  # possessive: a hostile header takes linear time
-MAX_TEXT = 1 << 20  # bytes of a text array
+MAX_TEXTS, MAX_TEXT = 1 << 20, 64 << 20  # bytes of an array of texts, and of one text alone
 
 
 def open_array(storage: Storage) -> Strided | str | list[Any]:
@@ -67,19 +67,20 @@ def _numbers(data: Storage, descr: str, fortran: bool, shape: tuple[int, ...]) -
 
 
 def _texts(data: Storage, descr: str, shape: tuple[int, ...]) -> str | list[Any]:
-    """An array of texts as nested lists."""
+    """One text, or an array of texts as nested lists."""
     match = re.fullmatch(r"[<>|=]([US])(\d{1,9})", descr)
     width = int(match[2]) * (4 if match[1] == "U" else 1) if match else 0
-    if match is None or width == 0 or check_shape(shape, width) != data.size or data.size > MAX_TEXT:
-        raise MalformedError(
-            f"it holds texts ({descr!r}, shape {shape}) in {data.size} bytes; up to {MAX_TEXT} are read"
-        )
+    most = MAX_TEXTS if shape else MAX_TEXT
+    if match is None or width == 0 or check_shape(shape, width) != data.size or data.size > most:
+        raise MalformedError(f"it holds texts ({descr!r}, shape {shape}) in {data.size} bytes; up to {most} are read")
     if not data.size:
         return []
     raw = read(placed(data, "U8", (data.size,)))
+    if match[1] == "S" and not shape:
+        return raw.tobytes().rstrip(b"\0").decode("latin-1")
     if match[1] == "S":
         return np.char.decode(raw.view(f"S{match[2]}").reshape(shape), "latin-1").tolist()
-    points = raw.view(">u4" if descr[0] == ">" else "<u4").astype("<u4")
+    points = raw.view(">u4" if descr[0] == ">" else "<u4").astype("<u4", copy=False)
     if (points > 0x10FFFF).any():
         raise MalformedError("it holds texts that are damaged")
     return points.view(f"<U{match[2]}").reshape(shape).tolist()

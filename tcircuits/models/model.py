@@ -12,9 +12,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from tcircuits import checkpoint
-from tcircuits.models.config import ModelConfig, RopeScaling
+from tcircuits.files.limits import Budget, parse_json
+from tcircuits.files.storage import MalformedError
+from tcircuits.files.typed import built, checked
+from tcircuits.models.config import ModelConfig
 from tcircuits.models.params import Params, abstract, spec
-from tcircuits.models.tokenizers import NO_TOKENIZER, Tokenizer, from_json
+from tcircuits.models.tokenizers import NO_TOKENIZER, Tokenizer, from_json, read_text
 from tcircuits.parallel import is_lead, shardings
 from tcircuits.types import InputError
 
@@ -79,29 +82,33 @@ def save_model(model: Model, path: str | os.PathLike[str]) -> None:
 
 def _saved_config(path: Path, about: Mapping[str, Any]) -> ModelConfig:
     try:
-        raw = json.loads(about["config"])
-        known = {f.name for f in fields(ModelConfig)}
-        unknown = sorted(raw.keys() - known)
+        text = checked({"config": about.get("config")}, {"config": str})["config"]
+        raw = parse_json(text.encode("utf-8", "surrogatepass"), Budget())
+        unknown = sorted(raw.keys() - {f.name for f in fields(ModelConfig)}) if isinstance(raw, dict) else []
         if unknown:
-            raise ValueError(f"unknown settings {', '.join(unknown)}: written by a newer release?")
-        scaling = raw.pop("rope_scaling")
-        raw |= {name: tuple(raw[name]) for name in ("windows", "unrotated") if name in raw}
-        return ModelConfig(**raw, rope_scaling=None if scaling is None else RopeScaling(**scaling))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: its configuration cannot be read: {error}") from error
+            names = ", ".join(f"{name:.40}" for name in unknown[:20])
+            raise MalformedError(f"unknown settings {names}: written by a newer release?")
+        return built(ModelConfig, raw)
+    except MalformedError as error:
+        raise InputError(f"{path}: its configuration cannot be read: {error!s:.600}") from None
 
 
-def _saved_tokenizer(path: Path, special: Mapping[str, Any]) -> Tokenizer:
+def _saved_tokenizer(path: Path, special: Any) -> Tokenizer:
+    kinds = {"bos_id": int | None, "eos_id": int | None, "adds_bos": bool}
     try:
-        return from_json(path.read_text(encoding="utf-8"), **special)
-    except (OSError, UnicodeDecodeError, TypeError, InputError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        return from_json(read_text(path), **checked(special, kinds))
+    except (MalformedError, InputError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
 
 
 def saved_config(path: Path) -> tuple[ModelConfig, str]:
-    """Configuration and name of a model that `save_model` wrote, without its arrays."""
+    """Configuration and name of a model that `save_model` wrote, without its arrays.
+
+    Raises:
+        InputError: as `load_saved`.
+    """
     about = checkpoint.metadata(path, format_name=FORMAT, version=VERSION)
-    return _saved_config(path, about), str(about.get("name", path.name))
+    return _saved_config(path, about), f"{about.get('name', path.name)!s:.400}"
 
 
 def saved_tokenizer(path: Path) -> Tokenizer | None:

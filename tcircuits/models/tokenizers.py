@@ -5,7 +5,8 @@ is decided, and shown, by who attributes it.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,24 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from tcircuits.types import InputError
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "spiece.model")
+LARGEST = 128 << 20  # bytes of a `tokenizer.json`
 SPACE = "\u2581"  # how SentencePiece writes a space
 NO_TOKENIZER = "this model has no tokenizer (its source has no tokenizer files): give token ids instead of text"
+
+
+@contextmanager
+def _said(what: str) -> Generator[None]:
+    """Turn what the library raises into an error that says what it was about.
+
+    Raises:
+        InputError: see above.
+    """
+    try:
+        yield
+    except BaseException as error:  # the library raises bare `Exception`, and where its own code gives up, no Exception
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise InputError(f"{what}: {error!s:.300}") from None
+        raise
 
 
 class Tokenizer:
@@ -46,16 +63,31 @@ class Tokenizer:
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, no special tokens added (those written out in the text are recognised)."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        """Token ids of `text`, no special tokens added (those written out in the text are recognised).
+
+        Raises:
+            InputError: the tokenizer is damaged, and has no token for some of the text.
+        """
+        with _said("the text cannot be tokenized"):
+            return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """As `encode`, for many texts, on all cores."""
-        return [found.ids for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """As `encode`, for many texts, on all cores.
+
+        Raises:
+            InputError: as `encode`.
+        """
+        with _said("the texts cannot be tokenized"):
+            return [found.ids for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens included."""
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+        """The text of token ids, special tokens included.
+
+        Raises:
+            InputError: the tokenizer is damaged.
+        """
+        with _said("the ids cannot be made a text"):
+            return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
     @cached_property
     def _added(self) -> dict[int, str]:
@@ -109,12 +141,33 @@ def from_json(
     Raises:
         InputError: it cannot be read.
     """
-    try:
-        backend = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare `Exception`
-        raise InputError(f"the tokenizer cannot be read: {error!s:.300}") from error
-    adds = _adds_bos(backend, bos_id) if adds_bos is None else adds_bos
+    with _said("the tokenizer cannot be read"):
+        backend = _whole(tokenizers.Tokenizer.from_str(text))
+        adds = _adds_bos(backend, bos_id) if adds_bos is None else adds_bos
     return Tokenizer(backend, bos_id=bos_id, eos_id=eos_id, adds_bos=adds)
+
+
+def _whole(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Without the padding and the truncation that a file may ask for: a text's ids are all of its ids and no others."""
+    if backend.padding is not None:
+        backend.no_padding()
+    if backend.truncation is not None:
+        backend.no_truncation()
+    return backend
+
+
+def read_text(path: Path) -> str:
+    """The text of a `tokenizer.json`.
+
+    Raises:
+        InputError: no such file, no UTF-8, or more than `LARGEST` bytes.
+    """
+    try:
+        if path.stat().st_size > LARGEST:
+            raise InputError(f"{path} has {path.stat().st_size} bytes; tokenizers of up to {LARGEST} are read")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
 
 
 def _first_id(value: Any) -> int | None:
@@ -136,26 +189,23 @@ def from_folder(path: Path, config: Mapping[str, Any]) -> Tokenizer | None:
     if not there:
         return None
     if there == ["tokenizer.json"]:
-        try:
-            text = (path / "tokenizer.json").read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path / 'tokenizer.json'} cannot be read: {error}") from error
+        text = read_text(path / "tokenizer.json")
         return from_json(
             text, bos_id=_first_id(config.get("bos_token_id")), eos_id=_first_id(config.get("eos_token_id"))
         )
     from transformers import AutoTokenizer
 
-    try:
+    with _said(f"the tokenizer of {path} ({', '.join(there)}) cannot be read"):
         auto: Any = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # the library raises whatever its parts raise
-        raise InputError(f"the tokenizer of {path} ({', '.join(there)}) cannot be read: {error}") from error
     backend = getattr(auto, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):
         raise InputError(
             f"the tokenizer of {path} ({type(auto).__name__}) has no fast version; save one as tokenizer.json"
         )
     bos = auto.bos_token_id
-    return Tokenizer(backend, bos_id=bos, eos_id=auto.eos_token_id, adds_bos=_adds_bos(backend, bos))
+    with _said(f"the tokenizer of {path} cannot be used"):
+        adds = _adds_bos(_whole(backend), bos)
+    return Tokenizer(backend, bos_id=bos, eos_id=auto.eos_token_id, adds_bos=adds)
 
 
 def from_characters(alphabet: Sequence[str], merges: Sequence[Sequence[str]], special: Sequence[str]) -> Tokenizer:

@@ -7,17 +7,23 @@ chooses among circuits (`selection`) and what they are reported on (`report`) ar
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from os import PathLike
 from typing import Any, Literal, get_args
 
 import numpy as np
 
+from tcircuits.files.archive import fitting, read_all
 from tcircuits.files.record import read_record, write_record
+from tcircuits.files.storage import MalformedError
+from tcircuits.files.typed import checked
 from tcircuits.types import Bool, InputError, Int
 
 Metric = Literal["logit_difference", "probability_difference"]
 SPLITS = ("attribution", "selection", "report")
-ARRAYS = ("clean", "other", "padding", "right", "wrong")
+AXES = {"clean": "NT", "other": "NT", "padding": "N", "right": "NA", "wrong": "NW"}
+ARRAYS = tuple(AXES)
+HEAD = {"name": str, "model": str, "metric": Metric, "about": dict}
 VERSION = 1
 
 
@@ -92,17 +98,29 @@ def check_behaviour(b: Behaviour, d_vocab: int | None = None) -> None:
     wrong = [] if b.metric in get_args(Metric) else [f"metric {b.metric!r} is none of {', '.join(get_args(Metric))}"]
     if sorted(b.splits) != sorted(SPLITS):
         wrong.append(f"splits are {sorted(b.splits)}, not {sorted(SPLITS)}")
-    seen: dict[bytes, str] = {}
+    seen: dict[str, np.ndarray] = {}
     for name, p in b.splits.items():
         wrong += [f"{name}: {what}" for what in _problems(p, d_vocab)]
         if wrong:
             continue
-        for tokens in (p.clean, p.other):
-            for row, start in zip(tokens, p.padding, strict=True):
-                if seen.setdefault(row[start:].tobytes(), name) != name:
-                    wrong.append(f"a prompt of {name} is in {seen[row[start:].tobytes()]} as well")
+        own = _digests(p)
+        wrong += [f"a prompt of {name} is in {other} as well" for other, x in seen.items() if np.isin(own, x).any()]
+        seen[name] = own
     if wrong:
         raise InputError(f"behaviour {b.name!r}: " + "; ".join(dict.fromkeys(wrong)))
+
+
+def _digests(p: Prompts) -> np.ndarray:
+    """A hash of each text, prompts and counterfactuals [2 N]: the texts would take more memory than their ids."""
+    rows = (row[n:] for tokens in (p.clean, p.other) for row, n in zip(tokens, p.padding, strict=True))
+    hashes = (blake2b(row.astype("<i8").tobytes(), digest_size=8).digest() for row in rows)
+    return np.fromiter((int.from_bytes(digest, "little") for digest in hashes), np.uint64, 2 * p.n)
+
+
+def _both(p: Prompts) -> int | None:
+    """The first prompt that has an answer which is right and wrong."""
+    pairs = enumerate(zip(p.right, p.wrong, strict=True))
+    return next((i for i, (right, wrong) in pairs if np.isin(right[right >= 0], wrong).any()), None)
 
 
 def _problems(p: Prompts, d_vocab: int | None) -> list[str]:
@@ -129,9 +147,8 @@ def _problems(p: Prompts, d_vocab: int | None) -> list[str]:
             wrong.append(f"a prompt has no {name} answer")
         if ids.min(initial=0) < -1 or ids.max(initial=0) >= top:
             wrong.append(f"{name} has ids {ids.min()}..{ids.max()}, outside the vocabulary 0..{top - 1}")
-    both = (p.right[:, :, None] == p.wrong[:, None]) & (p.right[:, :, None] >= 0)
-    if both.any():
-        wrong.append(f"prompt {int(np.nonzero(both.any((1, 2)))[0][0])} has an answer that is right and wrong")
+    if (both := _both(p)) is not None:
+        wrong.append(f"prompt {both} has an answer that is right and wrong")
     return wrong
 
 
@@ -154,17 +171,15 @@ def load_behaviour(path: str | PathLike[str]) -> Behaviour:
         InputError: a file is missing, damaged or of another kind.
     """
     head, file = read_record(path, "behaviour", VERSION)
-    wanted = [f"{split}.{name}" for split in SPLITS for name in ARRAYS]
-    absent = [name for name in wanted if name not in file.headers]
-    absent += [key for key in ("name", "model", "metric") if not isinstance(head.get(key), str)]
-    if absent:
-        raise InputError(f"the behaviour at {path} is damaged: {', '.join(absent)} missing")
-    found = {name: np.asarray(file.read(name, None)) for name in wanted}
-    if any(a.dtype.kind not in "iu" for a in found.values()):
-        raise InputError(f"the behaviour at {path} is damaged: token ids must be integers")
+    try:
+        said = checked({name: head[name] for name in HEAD if name in head}, HEAD, frozenset({"about"}))
+        wanted = {f"{s}.{name}": ("iu", tuple(f"{s}.{x}" for x in AXES[name])) for s in SPLITS for name in ARRAYS}
+        fitting(file, wanted, {})
+        found = read_all(file)
+    except (InputError, MalformedError) as problem:
+        raise InputError(f"the behaviour at {path} is damaged: {problem}") from None
     parts = {s: Prompts(*[found[f"{s}.{name}"] for name in ARRAYS]) for s in SPLITS}
-    metric: Any = head["metric"]
-    b = Behaviour(head["name"], head["model"], metric, parts, head.get("about", {}))
+    b = Behaviour(**said, splits=parts)
     check_behaviour(b)
     return b
 

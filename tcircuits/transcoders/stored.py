@@ -11,6 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tcircuits import checkpoint
+from tcircuits.files.limits import Budget, parse_json
+from tcircuits.files.storage import MalformedError
+from tcircuits.files.typed import built, checked
 from tcircuits.models.config import ModelConfig
 from tcircuits.parallel import shardings
 from tcircuits.transcoders.config import Fill, TranscoderConfig
@@ -45,11 +48,11 @@ def stored_config(path: Path) -> tuple[TranscoderConfig, str]:
     """
     about = checkpoint.metadata(path, format_name=FORMAT, version=VERSION)
     try:
-        raw: dict[str, Any] = json.loads(about["config"])
-        raw["layers"] = tuple(raw["layers"])
-        return TranscoderConfig(**raw), str(jnp.dtype(about["dtype"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"its configuration cannot be read: {error}") from error
+        said = checked({name: about.get(name) for name in ("config", "dtype")}, {"config": str, "dtype": str})
+        cfg = built(TranscoderConfig, parse_json(said["config"].encode("utf-8", "surrogatepass"), Budget()))
+        return cfg, str(jnp.dtype(said["dtype"]))
+    except (MalformedError, TypeError, ValueError) as error:
+        raise InputError(f"its configuration cannot be read: {error!s:.600}") from None
 
 
 def load_stored(

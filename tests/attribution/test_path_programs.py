@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import json
 import zipfile
 from functools import cache
 
@@ -135,6 +136,13 @@ def changed(path, name, **arrays):
     return out
 
 
+def told(path, name, **fields):
+    """The file with other fields in its text."""
+    with np.load(path, allow_pickle=False) as stored:
+        about = json.loads(str(stored["json"]))
+    return changed(path, name, json=np.array(json.dumps(about | fields)))
+
+
 def test_damaged_files_are_refused(graph, tmp_path):
     path = tc.save_paths(graph, tmp_path / "good.npz")
     parent, text = graph.parent.copy(), path.read_bytes()
@@ -152,17 +160,22 @@ def test_damaged_files_are_refused(graph, tmp_path):
                 data = head.getvalue()
             archive.writestr(name, data)
     files = {
-        "cut.npz": "damaged",
-        "none.npz": "damaged",
-        "huge.npz": "its member value is not what save_paths writes",
-        "absent.npz": "cannot read",
+        "cut.npz": "cut off",
+        "none.npz": "it is empty",
+        "huge.npz": r"declares shape \(1099511627776,\).*it holds 0",
+        "absent.npz": "no such file",
         changed(path, "parent.npz", parent=parent).name: "its paths do not continue one another",
-        changed(path, "short.npz", value=value[:-1]).name: "different lengths",
+        changed(path, "short.npz", value=value[:-1]).name: r"value has shape \(\d+,\), not \(\d+\)",
         changed(path, "nan.npz", value=value).name: "not finite",
         changed(path, "kind.npz", kind=graph.kind + 3).name: "unknown kinds",
-        changed(path, "other.npz", more=value).name: "its members are",
+        changed(path, "other.npz", more=value).name: "'more' is not expected",
         changed(path, "text.npz", json=np.array("{}")).name: "not of the format",
-        changed(path, "object.npz", value=np.array([None] * len(value))).name: "not what save_paths writes",
+        changed(path, "object.npz", value=np.array([None] * len(value))).name: "Python objects",
+        told(path, "negative.npz", n_layers=-1).name: "its layers",
+        told(path, "list.npz", model=["x"]).name: "model: a JSON list of 1 is no text",
+        told(path, "target.npz", target={"label": 3}).name: "label: 3 is no text",
+        told(path, "more.npz", extra=1).name: "'extra' is unknown",
+        told(path, "tokens.npz", token_text=["a"]).name: "tokens has shape",
     }
     for name, message in files.items():
         with pytest.raises(tc.InputError, match=message):

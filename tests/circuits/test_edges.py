@@ -7,7 +7,7 @@ import pytest
 
 from experiments.toys import random_model
 from tcircuits.circuits.circuit import Circuit, load_circuit, save_circuit
-from tcircuits.circuits.edges import edges_of
+from tcircuits.circuits.edges import Edges, edges_of
 from tcircuits.circuits.running import run_circuits
 from tcircuits.circuits.scores import unit_scores
 from tcircuits.models.edits import edit
@@ -199,3 +199,10 @@ def test_edges_are_numbered_named_and_refused(x64, tmp_path):
         0,
     )
     np.testing.assert_allclose(sizes.values, own[edges_of(model.cfg).pairs[:, 1]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("switches", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 4, 2), (3, 6, 1), (5, 3, 3)])
+def test_the_number_of_edges_is_that_of_the_pairs(sizes, switches):
+    units = Edges(*sizes, *switches)
+    assert units.n == len(units.pairs) == units.allowed.sum()

@@ -9,7 +9,7 @@ import pytest
 from tcircuits.circuits.circuit import Circuit, load_circuit, save_circuit
 from tcircuits.circuits.discover import discover
 from tcircuits.circuits.running import run_circuits
-from tcircuits.circuits.units import units_of
+from tcircuits.circuits.units import Units, units_of
 from tcircuits.circuits.validate import validate
 from tcircuits.types import InputError
 
@@ -75,3 +75,36 @@ def test_circuits_that_cannot_be_tested_are_refused(planted, tmp_path):
     (tmp_path / "c.json").write_text("{}")
     with pytest.raises(InputError, match="no circuit of version"):
         load_circuit(tmp_path / "c")
+
+
+UNITS = {"kinds": ["head", "feature"], "n_layers": 2, "n_heads": 3, "layers": [0, 1], "d_feature": 4, "positions": None}
+EDGES = {"kinds": ["edge"], "n_layers": 2, "n_heads": 3, "n_kv_heads": 3, "parallel": False, "attn_only": False}
+DAMAGED = {
+    "no object": ([], "units: a JSON list of 0 is no object"),
+    "unknown": (UNITS | {"more": 1}, "'more' is unknown"),
+    "kind": (UNITS | {"kinds": ["magic"]}, "of kinds"),
+    "disorder": (UNITS | {"kinds": ["feature", "head"]}, "in this order"),
+    "endless": (UNITS | {"n_layers": 10**9, "n_heads": 10**9}, "mask has shape"),
+    "wrapping": (UNITS | {"kinds": ["head"], "n_layers": 2**52, "n_heads": 2**52}, "mask has shape"),
+    "layers": (UNITS | {"layers": [0, 2]}, "dictionaries of layers"),
+    "repeated": (UNITS | {"layers": [1, 1]}, "dictionaries of layers"),
+    "positions": (UNITS | {"positions": 0}, "of sizes"),
+    "infinite": (UNITS | {"d_feature": float("inf")}, "no whole number"),
+    "edges": (EDGES | {"n_heads": 0}, "edges are of sizes"),
+    "edges of text": (EDGES | {"parallel": "no"}, "no truth value"),
+    "edges of some": (EDGES, "mask has shape"),
+    "edges without end": (EDGES | {"n_layers": 9999, "n_heads": 9999, "n_kv_heads": 1}, "mask has shape"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_files_of_circuits_whose_units_cannot_be_are_refused(name, tmp_path):
+    units, message = DAMAGED[name]
+    own = Units(("head", "feature"), 2, 3, (0, 1), 4)
+    save_circuit(Circuit(own, np.arange(14) % 2 == 0, model="m"), tmp_path / "c")
+    said = json.loads((tmp_path / "c.json").read_text())
+    assert said["units"] == UNITS
+    (tmp_path / "c.json").write_text(json.dumps(said | {"units": units}))
+    with pytest.raises(InputError, match=message) as error:
+        load_circuit(tmp_path / "c")
+    assert len(str(error.value)) < 1000

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import tracemalloc
 import zipfile
 import zlib
 
@@ -72,6 +73,17 @@ def test_values_parts_and_rows(written):
             if right.ndim:
                 rows = np.flatnonzero(rng.random(len(right)) < rng.random())
                 np.testing.assert_array_equal(file.read_rows(name, rows), right[rows])
+
+
+def test_one_long_text_takes_no_more_than_three_times_its_bytes(tmp_path):
+    for raw in ("a" * (1 << 20), b"a" * (1 << 22)):
+        np.savez_compressed(tmp_path / "a.npz", text=np.array(raw))
+        tracemalloc.start()
+        about = open_tensors(tmp_path / "a.npz").about
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert about == {"text": raw if isinstance(raw, str) else raw.decode()}
+        assert peak < 3 * (4 << 20) + (3 << 20)  # and what the decoder holds
 
 
 def test_texts_and_metadata_are_beside_the_tensors(tmp_path):
@@ -234,6 +246,7 @@ BAD_NPY = {
     "long header": (npy(ONES, version=(2, 0))[:8] + b"\xff\xff\xff\x7f" + bytes(100), "declares"),
     "cut off": (npy(ONES)[:30], "cut off"),
     "long texts": (npy(np.array(["a" * 300_000])), "texts"),
+    "too long a text": (npy(np.array("a" * (1 << 24) + "a")), "texts"),
     "no text": (npy(np.array([2**31 - 1], np.uint32)).replace(b"<u4", b"<U1"), "damaged"),
     "endless empty texts": (said("'<U1'", "(999999999, 0)"), "texts"),
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """A slice of the fuzzer, and proof that it sees what it looks for."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -26,6 +27,34 @@ def test_a_slice(tmp_path, monkeypatch, capsys):
     assert not cfg.keep.exists()
     assert json.loads((tmp_path / "fuzz_loaders.json").read_text())["figures"]["files"] == 200
     assert "torch-stream" in capsys.readouterr().out
+
+
+def test_so_many_of_each_and_rows_that_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    cfg = fuzz_loaders.Config(each=10, seed=1, subjects=("npy", "texts"), workers=1, keep=tmp_path / "failures")
+    first = fuzz_loaders.main(cfg)
+    assert [(row["subject"], row["files"]) for row in first["subjects"]] == [("npy", 10), ("texts", 10)]
+    assert first["least_of_a_subject"] == 10
+    assert all(sum(row[kind] for kind in fuzz_loaders.KINDS) == 10 for row in first["subjects"])
+    assert all(sum(row["damage"].values()) >= 10 for row in first["subjects"])
+    merged = fuzz_loaders.main(dataclasses.replace(cfg, subjects=("texts", "npz"), merge=True))
+    assert [row["subject"] for row in merged["subjects"]] == ["npy", "npz", "texts"]
+    assert merged["subjects"][0] == first["subjects"][0]
+    assert merged["files"] == 30 == sum(merged["outcomes"].values())
+    with pytest.raises(ValueError, match="another --each"):
+        fuzz_loaders.main(dataclasses.replace(cfg, each=11, merge=True))
+
+
+def test_only_the_first_failures_are_kept_but_all_are_counted():
+    tally = fuzz_loaders.Tally()
+    for i in range(200):
+        kind = "failed" if i % 2 else "loaded"
+        outcome = {"subject": "npy", "seed": [0, 2, i], "how": ["a.npy", "flip"], "wrong": ["x"] * (i % 2), "peak": i}
+        tally.add(outcome | {"outcome": kind, "message": "m", "seconds": 0.5})
+    row = tally.row("npy", "c0ffee")
+    assert (row["loaded"], row["refused"], row["failed"], row["files"]) == (100, 0, 100, 200)
+    assert (row["damage"], row["seconds"], row["slowest_s"]) == ({"flip": 200}, 100.0, 0.5)
+    assert len(tally.failures) == fuzz_loaders.SHOWN
 
 
 @pytest.fixture(scope="module")

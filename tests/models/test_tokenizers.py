@@ -10,7 +10,7 @@ import tokenizers
 
 from tcircuits.models.gguf_tokenizers import from_gguf
 from tcircuits.models.loading import load_model
-from tcircuits.models.tokenizers import from_folder
+from tcircuits.models.tokenizers import from_folder, from_json, read_text
 from tcircuits.types import InputError
 from tests.models.folders import folder_of
 
@@ -193,3 +193,50 @@ def test_glassllm_spaces_newlines_and_unknown_characters():
         assert ours.encode(text) == theirs.encode(text)
     assert ours.decode(ours.encode("It is  late.\nSo?")) == "It is  late.\nSo?"
     assert ours.token(ours.encode("It is")[-1]) == " is"
+
+
+def words(**changes):
+    """A tokenizer of two words as JSON."""
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return json.dumps(json.loads(made.to_str()) | changes)
+
+
+def test_a_damaged_tokenizer_says_what_it_cannot_do():
+    """The library raises bare `Exception` when it is used, and what is no `Exception` where its own code gives up."""
+    absent = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "<unk>"}
+    tokenizer = from_json(words(model=absent))
+    assert tokenizer.encode("a") == [0]
+    for use in (lambda: tokenizer.encode("b"), lambda: tokenizer.encode_batch(["a", "b"])):
+        with pytest.raises(InputError, match=r"cannot be tokenized.*Missing \[UNK\]"):
+            use()
+    template = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<other>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+    }
+    with pytest.raises(InputError, match="the tokenizer cannot be read"):
+        from_json(words(post_processor=template), bos_id=0)
+
+
+def test_padding_and_truncation_of_a_file_are_left_out():
+    padding = {
+        "strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+        "pad_token": "a",
+    }  # fmt: skip
+    truncation = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    text = words(padding=padding, truncation=truncation)
+    assert len(tokenizers.Tokenizer.from_str(text).encode("a a a").ids) == 9
+    assert from_json(text).encode("a a a") == [0, 0, 0]
+    assert from_json(text).encode_batch(["a a a", "a"]) == [[0, 0, 0], [0]]
+
+
+def test_an_endless_tokenizer_is_not_read(tmp_path, monkeypatch):
+    (tmp_path / "tokenizer.json").write_text(words())
+    assert read_text(tmp_path / "tokenizer.json") == words()
+    monkeypatch.setattr("tcircuits.models.tokenizers.LARGEST", 10)
+    with pytest.raises(InputError, match="tokenizers of up to 10 are read"):
+        read_text(tmp_path / "tokenizer.json")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_text(tmp_path / "absent.json")

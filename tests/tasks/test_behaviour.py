@@ -1,5 +1,7 @@
 """Behaviours of the embedded model: splits that share nothing, answers in the right place, the gate, files."""
 
+import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 import tcircuits as tc
 from tcircuits.tasks import TASKS, capability, check_capability, load_behaviour, make_behaviour, save_behaviour
-from tcircuits.tasks.behaviour import SPLITS, check_behaviour
+from tcircuits.tasks.behaviour import SPLITS, Behaviour, Prompts, check_behaviour
 from tcircuits.types import InputError
 
 SIZES = {"attribution": 6, "selection": 5, "report": 7}
@@ -125,3 +127,50 @@ def test_what_does_not_fit_is_refused(tiny, made):
             make_behaviour(tiny, given.pop("task"), **given)
     with pytest.raises(InputError, match="'exam' is unknown"):
         b["exam"]
+
+
+def record(path, head=None, **arrays):
+    """Change a saved behaviour: fields of its JSON, and arrays (functions of the old ones; None drops one)."""
+    said = json.loads(path.with_suffix(".json").read_text()) | (head or {})
+    path.with_suffix(".json").write_text(json.dumps(said))
+    with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
+        values = {name: file[name] for name in file.files}
+    for name, f in arrays.items():
+        values[f"report.{name}"] = None if f is None else f(values[f"report.{name}"])
+    np.savez(path.with_suffix(".npz"), **{k: v for k, v in values.items() if v is not None})
+
+
+DAMAGE = {
+    "name": ({"name": 3}, {}, "name: 3 is no text"),
+    "metric": ({"metric": "luck"}, {}, '"luck" is none of'),
+    "about": ({"about": [1]}, {}, "about: a JSON list of 1 is no object"),
+    "missing": ({}, {"right": None}, r"report\.right is missing"),
+    "type": ({}, {"clean": lambda x: x.astype(float)}, r"report\.clean holds F64"),
+    "shape": ({}, {"other": lambda x: x[:, 1:]}, r"report\.other has shape"),
+    "rows": ({}, {"padding": lambda x: x[:-1]}, r"report\.padding has shape"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_changed_files_are_refused(name, made, tmp_path):
+    head, arrays, message = DAMAGE[name]
+    save_behaviour(made["agreement"], tmp_path / "b")
+    record(tmp_path / "b", head, **arrays)
+    with pytest.raises(InputError, match=message):
+        load_behaviour(tmp_path / "b")
+
+
+def test_answers_of_any_number_take_no_more_memory_than_their_file():
+    """Comparing every right with every wrong answer at once would take 2 GB here."""
+    ids = np.arange(1, 45_001)[None]
+    part = Prompts(np.array([[7]]), np.array([[8]]), np.array([0]), 2 * ids, 2 * ids + 1)
+    splits = {s: replace(part, clean=part.clean + 10 * i, other=part.other + 10 * i) for i, s in enumerate(SPLITS)}
+    tracemalloc.start()
+    check_behaviour(Behaviour("b", "m", "logit_difference", splits))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 << 20
+    both = replace(part, wrong=part.wrong.copy())
+    both.wrong[0, 77] = 90_000
+    with pytest.raises(InputError, match="prompt 0 has an answer that is right and wrong"):
+        check_behaviour(Behaviour("b", "m", "logit_difference", splits | {"report": both}))

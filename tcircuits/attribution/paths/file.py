@@ -5,9 +5,8 @@ Equal graphs give equal bytes: keys are sorted, members stand in a fixed order w
 
 import json
 import zipfile
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,14 +14,23 @@ from tcircuits.attribution.files import whole_file
 from tcircuits.attribution.graph import TargetNode
 from tcircuits.attribution.paths.filters import EMBED, ROOT
 from tcircuits.attribution.paths.graph import PathGraph
+from tcircuits.files.archive import Wanted, fitting, open_archive, read_all
+from tcircuits.files.storage import MalformedError
+from tcircuits.files.typed import checked
 from tcircuits.types import InputError
 
 FORMAT, VERSION = "tcircuits paths", 1
 DATE = (1980, 1, 1, 0, 0, 0)  # the zip format's first day
-PLAIN = ("model", "transcoders", "prompt", "n_layers", "token_text", "target", "settings")
+SAID = {
+    "model": str, "transcoders": str, "prompt": str, "n_layers": int, "token_text": tuple[str, ...],
+    "target": TargetNode, "settings": dict,
+}  # fmt: skip
 INTS = ("level", "parent", "kind", "layer", "pos", "index")
 FLOATS = ("value", "score", "error", "bias", "pruned", "size")
-TYPES = dict.fromkeys(("tokens", "wanted", *INTS), "i") | dict.fromkeys(FLOATS, "f") | {"listed": "b", "json": "U"}
+WANTED: Wanted = {
+    "tokens": ("i", ("T",)), "wanted": ("i", ("I",)), **dict.fromkeys(INTS, ("i", ("P",))),
+    **dict.fromkeys(FLOATS, ("f", ("P",))), "listed": ("b", ("P",)),
+}  # fmt: skip
 
 
 def save_paths(graph: PathGraph, path: str | Path) -> Path:
@@ -31,11 +39,11 @@ def save_paths(graph: PathGraph, path: str | Path) -> Path:
     Raises:
         InputError: the file cannot be written.
     """
-    about = {name: getattr(graph, name) for name in PLAIN} | {"format": FORMAT, "version": VERSION}
+    about = {name: getattr(graph, name) for name in SAID} | {"format": FORMAT, "version": VERSION}
     about["target"] = asdict(graph.target)
     text = json.dumps(about, sort_keys=True, allow_nan=False, separators=(",", ":"))
     with whole_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name in TYPES:
+        for name in (*WANTED, "json"):
             array = np.array(text) if name == "json" else np.asarray(getattr(graph, name))
             info = zipfile.ZipInfo(f"{name}.npy", DATE)
             info.create_system, info.external_attr = 3, 0o644 << 16
@@ -51,61 +59,34 @@ def load_paths(path: str | Path) -> PathGraph:
         InputError: no such file, a damaged or foreign one, another version, or contents that do not fit together.
     """
     try:
-        with open(path, "rb") as file:
-            arrays = _arrays(file)
-        about = json.loads(str(arrays.pop("json")))
-        if about.pop("format", None) != FORMAT or about.pop("version", None) != VERSION or about.keys() != set(PLAIN):
-            raise ValueError(f"its text is not of the format {FORMAT!r}, version {VERSION}")
-        about["token_text"], about["target"] = tuple(about["token_text"]), TargetNode(**about["target"])
-        values: dict[str, Any] = about | arrays
-        graph = PathGraph(**values)
+        about, file = open_archive(path, "json", FORMAT, VERSION)
+        said = checked(about, SAID)
+        fitting(file, WANTED, {"T": len(said["token_text"])})
+        graph = PathGraph(**said | read_all(file))
         _check(graph)
-    except OSError as problem:
-        raise InputError(f"cannot read {path}: {problem.strerror or problem}") from problem
-    except Exception as problem:  # whatever the zip, NumPy and JSON readers say about damaged bytes
-        raise InputError(f"{path} is damaged, or no paths of tcircuits: {problem!s:.400}") from problem
+    except (InputError, MalformedError) as problem:
+        raise InputError(f"{path} cannot be read as paths: {problem}") from None
     return graph
-
-
-def _arrays(file: Any) -> dict[str, np.ndarray]:
-    """All members, whose declared sizes are what they hold.
-
-    Raises:
-        ValueError, zipfile.BadZipFile: the file is no such archive.
-    """
-    with zipfile.ZipFile(file) as archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        if members.keys() != TYPES.keys():
-            raise ValueError(f"its members are {sorted(members)!s:.100}")
-        for name, info in members.items():
-            with archive.open(info) as member:
-                np.lib.format.read_magic(member)
-                shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-                held = info.file_size - member.tell()
-            stored = info.compress_type == zipfile.ZIP_STORED and dtype.kind == TYPES[name]
-            if not stored or len(shape) != (name != "json") or int(np.prod(shape)) * dtype.itemsize != held:
-                raise ValueError(f"its member {name} is not what save_paths writes")
-    file.seek(0)
-    with np.load(file, allow_pickle=False) as stored:
-        return {name: stored[name] for name in TYPES}
 
 
 def _check(graph: PathGraph) -> None:
     """Raise where arrays of a file do not fit together.
 
     Raises:
-        ValueError: naming what is wrong.
+        MalformedError: naming what is wrong.
     """
-    P, own = len(graph.level), {f.name for f in fields(graph)} & {*INTS, *FLOATS, "listed"}
-    if not P or any(len(getattr(graph, name)) != P for name in own):
-        raise ValueError("its arrays have different lengths")
+    P = len(graph.level)
+    if not P:
+        raise MalformedError("it has no paths, not even the root")
+    if graph.n_layers < 1 or graph.layer.min() < 0 or graph.layer.max() > graph.n_layers:
+        raise MalformedError("its layers are not those of its model")
     before = graph.parent < np.arange(P)
     start = graph.parent[0] == -1 and (graph.parent[1:] >= 0).all() and before.all()
     if not start or (graph.level[1:] != graph.level[graph.parent[1:]] + 1).any() or graph.level[0]:
-        raise ValueError("its paths do not continue one another")
+        raise MalformedError("its paths do not continue one another")
     if graph.kind.min() < 0 or graph.kind.max() > ROOT or (graph.kind[graph.parent[1:]] == EMBED).any():
-        raise ValueError("its nodes are of unknown kinds, or something follows an embedding")
-    if len(graph.tokens) != len(graph.token_text) or graph.pos.min() < 0 or graph.pos.max() >= len(graph.tokens):
-        raise ValueError("its positions are not those of its tokens")
+        raise MalformedError("its nodes are of unknown kinds, or something follows an embedding")
+    if graph.pos.min() < 0 or graph.pos.max() >= len(graph.tokens):
+        raise MalformedError("its positions are not those of its tokens")
     if not all(np.isfinite(getattr(graph, name)).all() for name in FLOATS):
-        raise ValueError("it has values that are not finite")
+        raise MalformedError("it has values that are not finite")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tcircuits.files.opening import open_tensors
 from tcircuits.models.model import Model
 from tcircuits.types import InputError
 
@@ -83,6 +84,8 @@ def parse_layers(text: str) -> tuple[int, ...]:
 
 def _array(path: Path) -> np.ndarray:
     try:
+        if list(open_tensors(path).headers) != [""]:  # its header fits its length
+            raise InputError("it is no array alone; save the one array as .npy")
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, InputError) as problem:
         raise InputError(f"{path} cannot be read as rows of token ids: {problem}") from None

@@ -6,12 +6,27 @@ from pathlib import Path
 
 import numpy as np
 
+from tcircuits.files.archive import Wanted, fitting, open_archive, read_all
+from tcircuits.files.storage import MalformedError
+from tcircuits.files.typed import checked
 from tcircuits.transcoders.config import TranscoderConfig
 from tcircuits.transcoders.evaluation.measure import LayerSums
-from tcircuits.transcoders.evaluation.results import VERSION, Evaluation, Losses
+from tcircuits.transcoders.evaluation.replacement import check_sets
+from tcircuits.transcoders.evaluation.results import NAMES, VERSION, Evaluation, Losses
 from tcircuits.types import InputError
 
 FORMAT = "tcircuits.evaluation"
+ABOUT = {
+    "model": str, "dictionary": str, "cfg": TranscoderConfig, "about": dict, "n_rows": int, "context": int,
+    "sets": tuple[tuple[int, ...], ...],
+}  # fmt: skip
+SHAPES: dict[str, tuple[str | int, ...]] = {"drift": ("S", "D"), "guess_drift": ("S", "D")}
+SHAPES |= {"fired": ("S", "F"), "total": ("S", "F"), "original": ("R",)}
+WANTED: Wanted = {
+    **{f"sums.{f.name}": ("fiu", SHAPES.get(f.name, ("S",))) for f in fields(LayerSums)},
+    **{f"losses.{f.name}": ("f", SHAPES.get(f.name, (len(NAMES), "N", "R"))) for f in fields(Losses)},
+    "largest": ("f", ("S", "F")),
+}
 
 
 def save_evaluation(e: Evaluation, path: Path) -> None:
@@ -33,16 +48,16 @@ def load_evaluation(path: Path) -> Evaluation:
         InputError: another file, or a damaged one.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            about = json.loads(str(file["about"]))
-            if (about["format"], about["version"]) != (FORMAT, VERSION):
-                raise ValueError(f"format {about['format']!r}, version {about['version']}")
-            sums = LayerSums(*(file[f"sums.{f.name}"] for f in fields(LayerSums)))
-            losses = Losses(*(file[f"losses.{f.name}"] for f in fields(Losses)))
-            largest = file["largest"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as problem:
+        about, file = open_archive(path, "about", FORMAT, VERSION)
+        said = checked(about, ABOUT)
+        cfg, sets = said["cfg"], check_sets(said["cfg"], said["sets"])
+        sizes = {"S": len(cfg.layers), "D": cfg.d_model, "F": cfg.d_feature, "N": len(sets), "R": said["n_rows"]}
+        if sets != said["sets"] or said["n_rows"] < 1 or said["context"] < 1:
+            raise MalformedError(f"sets {said['sets']!s:.80}, {said['n_rows']} rows of {said['context']} tokens")
+        fitting(file, WANTED, sizes)
+        arrays = read_all(file)
+    except (InputError, MalformedError) as problem:
         raise InputError(f"{path} cannot be read as an evaluation: {problem}") from None
-    cfg = TranscoderConfig(**about["cfg"] | {"layers": tuple(about["cfg"]["layers"])})
-    plain = {name: about[name] for name in ("model", "dictionary", "about", "n_rows", "context")}
-    sets = tuple(tuple(s) for s in about["sets"])
-    return Evaluation(**plain, cfg=cfg, sets=sets, sums=sums, largest=largest, losses=losses)
+    sums = LayerSums(*(arrays[f"sums.{f.name}"] for f in fields(LayerSums)))
+    losses = Losses(*(arrays[f"losses.{f.name}"] for f in fields(Losses)))
+    return Evaluation(**said, sums=sums, largest=arrays["largest"], losses=losses)

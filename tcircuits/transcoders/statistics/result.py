@@ -12,12 +12,24 @@ from typing import Any
 
 import numpy as np
 
+from tcircuits.files.archive import Wanted, fitting, open_archive, read_all
+from tcircuits.files.storage import MalformedError
+from tcircuits.files.typed import checked
 from tcircuits.transcoders.config import TranscoderConfig
 from tcircuits.transcoders.statistics.keeping import EMPTY, N_BINS, Keeping, edges
 from tcircuits.types import Bool, Float, InputError, Int
 
 FORMAT, VERSION = "tcircuits.feature_statistics", 1
-ARRAYS = ("value", "token", "count", "in_bin", "drawn", "total", "least")
+WANTED: Wanted = {
+    "value": ("f", ("S", "F", "K")), "token": ("u", ("S", "F", "K")), "count": ("iu", ("S", "F", "H")),
+    "in_bin": ("u", ("S", "F", "H")), "drawn": ("u", ("S", "F", "Q")), "total": ("f", ("S", "F")),
+    "least": ("f", ("S", "F")),
+}  # fmt: skip
+ARRAYS = tuple(WANTED)
+ABOUT = {
+    "model": str, "dictionary": str, "n_rows": int, "context": int, "corpus": str, "cfg": TranscoderConfig,
+    "keeping": Keeping,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -173,29 +185,43 @@ class Statistics:
         draft.replace(path)
 
 
-def load_statistics(path: Path) -> Statistics:
+def load_statistics(path: Path, *, max_decoded: int | None = None) -> Statistics:
     """What `Statistics.save` wrote.
+
+    Args:
+        path: the file.
+        max_decoded: how many bytes its arrays may decode to; None: as of `files.opening.open_tensors`.
 
     Raises:
         InputError: another file, or a damaged one.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            about = json.loads(str(file["about"]))
-            if (about.pop("format"), about.pop("version")) != (FORMAT, VERSION):
-                raise ValueError("another format or version")
-            arrays = {name: file[name] for name in ARRAYS}
-        settings = about.pop("cfg")
-        cfg = TranscoderConfig(**settings | {"layers": tuple(settings["layers"])})
-        keeping = Keeping(**about.pop("keeping"))
-        found = Statistics(**about | arrays, cfg=cfg, keeping=keeping)
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as problem:
+        about, file = open_archive(path, "about", FORMAT, VERSION, max_decoded=max_decoded)
+        said = checked(about, ABOUT)
+        cfg, keeping = said["cfg"], said["keeping"]
+        sizes = {"S": len(cfg.layers), "F": cfg.d_feature, "K": keeping.top, "H": N_BINS, "Q": keeping.drawn}
+        fitting(file, WANTED, sizes)
+        found = Statistics(**said | read_all(file))
+        _check(found)
+    except (InputError, MalformedError) as problem:
         raise InputError(f"{path} cannot be read as statistics of features: {problem}") from None
-    shape = len(found.cfg.layers), found.cfg.d_feature
-    wrong = [name for name in ARRAYS if getattr(found, name).shape[:2] != shape]
-    if wrong:
-        raise InputError(f"{path} is damaged: {', '.join(wrong)} are not for {shape[0]} layers of {shape[1]} features")
     return found
+
+
+def _check(found: Statistics) -> None:
+    """Raise where values of a file cannot be.
+
+    Raises:
+        MalformedError: naming what is wrong.
+    """
+    if found.n_rows < 1 or found.context < 2 or found.n_rows * found.context >= EMPTY:
+        raise MalformedError(f"{found.n_rows} rows of {found.context} tokens")
+    for name in ("token", "in_bin", "drawn"):
+        tokens = getattr(found, name)
+        if tokens.dtype != EMPTY.dtype or (tokens[tokens != EMPTY] >= found.n_rows * found.context).any():
+            raise MalformedError(f"{name} has tokens outside of {found.n_rows} rows of {found.context}")
+    if (found.count < 0).any() or not all(np.isfinite(getattr(found, n)).all() for n in ("value", "total", "least")):
+        raise MalformedError("it has negative counts, or values that are not finite")
 
 
 def origin(path: Path) -> str:
@@ -205,7 +231,7 @@ def origin(path: Path) -> str:
         InputError: another file, or a damaged one.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return str(json.loads(str(file["about"]))["dictionary"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as problem:
+        about, _ = open_archive(path, "about", FORMAT, VERSION)
+        return checked(about, ABOUT)["dictionary"]
+    except (InputError, MalformedError) as problem:
         raise InputError(f"{path} cannot be read as statistics of features: {problem}") from None

@@ -24,16 +24,21 @@ offsets and file, decompressed sizes have a cap, and nothing but JSON is in them
 
 import gzip
 import json
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tcircuits.files.limits import MEMORY, Budget, parse_json
+from tcircuits.files.storage import MalformedError
 from tcircuits.types import InputError
 
 FOLDER, INDEX = "features", "index.json.gz"
+OFFSETS = re.compile(rb"\[\s*+(?:\d{1,18}+\s*+,\s*+)*+(?:\d{1,18}+\s*+)?\]")
 LARGEST_RECORD, LARGEST_INDEX = 64 * 2**20, 512 * 2**20  # bytes, decompressed
 
 
@@ -110,7 +115,7 @@ class FeatureFiles:
         if not 0 <= feature < n:
             raise InputError(f"feature {feature} of layer {layer} in {self.folder}: there are 0..{n - 1}")
         name, offsets = self._layers[layer]
-        begin, end = offsets[feature : feature + 2]
+        begin, end = map(int, offsets[feature : feature + 2])
         where = f"{self.folder / name}, feature {feature}"
         try:
             with (self.folder / name).open("rb") as file:
@@ -157,27 +162,54 @@ def unpacked(content: bytes, largest: int, where: str) -> bytes:
 
 def _json(text: bytes, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as problem:
+        return parse_json(text, Budget(MEMORY + 3 * len(text)))
+    except MalformedError as problem:
         raise InputError(f"{where} is damaged: {problem}") from None
 
 
-def _read_index(path: Path) -> dict[int, tuple[str, list[int]]]:
+def _without_offsets(text: bytes, where: str) -> tuple[bytes, list[np.ndarray]]:
+    """An index whose lists of whole numbers are taken out, and those: as Python's integers they would take much memory.
+
+    In place of list number k stands `[k]`.
+    """
+    found, budget = [], Budget(MEMORY + 2 * len(text))
+
+    def take(match: re.Match[bytes]) -> bytes:
+        numbers = match[0][1:-1]
+        budget.spend(8 * (numbers.count(b",") + 1))
+        found.append(np.fromstring(numbers, np.int64, sep=",") if numbers.strip() else np.zeros(0, np.int64))
+        return b"[%d]" % (len(found) - 1)
+
+    try:
+        return OFFSETS.sub(take, text), found
+    except MalformedError:
+        raise InputError(f"{where} is damaged: it has more offsets than its bytes can be") from None
+
+
+def _listed(place: Any, lists: list[np.ndarray]) -> np.ndarray:
+    """The list that stood where `_without_offsets` put its number; an empty one where none stood."""
+    one = place[0] if isinstance(place, list) and len(place) == 1 else None
+    return lists[one] if type(one) is int and one < len(lists) else np.zeros(0, np.int64)
+
+
+def _read_index(path: Path) -> dict[int, tuple[str, np.ndarray]]:
     """File name and offsets of each layer; names stay inside the folder, offsets rise and stay inside the file."""
     if path.stat().st_size > LARGEST_INDEX:
         raise InputError(f"{path} is larger than {LARGEST_INDEX:,} bytes: it is refused")
-    raw = _json(unpacked(path.read_bytes(), LARGEST_INDEX, str(path)), str(path))
+    text, lists = _without_offsets(unpacked(path.read_bytes(), LARGEST_INDEX, str(path)), str(path))
+    raw = _json(text, str(path))
+    del text
     entries = raw.items() if isinstance(raw, dict) else enumerate(raw) if isinstance(raw, list) else ()
     found = {}
     for layer, entry in entries:
         if not isinstance(entry, dict) or not str(layer).isdecimal():
-            raise InputError(f"{path} is damaged: layer {layer!r} has no filename and offsets")
-        name, offsets = entry.get("filename"), entry.get("offsets")
+            raise InputError(f"{path} is damaged: layer {layer!r:.40} has no filename and offsets")
+        name, offsets = entry.get("filename"), _listed(entry.get("offsets"), lists)
         if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
-            raise InputError(f"{path}: the file of layer {layer} is named {name!r}; a plain name is needed")
-        if not isinstance(offsets, list) or not offsets or not all(type(o) is int and o >= 0 for o in offsets):
+            raise InputError(f"{path}: the file of layer {layer} is named {name!r:.80}; a plain name is needed")
+        if not len(offsets):
             raise InputError(f"{path} is damaged: offsets of layer {layer} are no list of whole numbers")
-        if any(a > b for a, b in pairwise(offsets)):
+        if (offsets[:-1] > offsets[1:]).any():
             raise InputError(f"{path} is damaged: offsets of layer {layer} fall")
         if not (path.parent / name).is_file() or (path.parent / name).stat().st_size < offsets[-1]:
             raise InputError(f"{path.parent / name} is missing or shorter than {path.name} says")
