@@ -18,8 +18,17 @@ import tcircuits as tc
 from experiments.fuzz.mutations import BLIND, json_value, renumber, reword
 from experiments.toys import random_dictionary, random_model
 from tcircuits.attribution.specify import parse
+from tcircuits.circuits.behaviour_graph import (
+    BehaviourGraph,
+    capped,
+    load_behaviour_graph,
+    most_edges,
+    save_behaviour_graph,
+)
 from tcircuits.circuits.circuit import Circuit, load_circuit, save_circuit
 from tcircuits.circuits.edges import Edges
+from tcircuits.circuits.hierarchy import hierarchy
+from tcircuits.circuits.tree import load_hierarchy, save_hierarchy
 from tcircuits.circuits.units import Units
 from tcircuits.data.rows import Rows
 from tcircuits.data.text import open_text
@@ -93,6 +102,31 @@ def load_record(path: Path, note: Note) -> None:
     found: Any = load(path / f"{name}.json")
     if name == "c":
         found.labels()
+
+
+def make_trees(folder: Path) -> None:
+    """The graph of a behaviour, and a hierarchy of its nodes."""
+    units, n = Units(("head", "feature"), 2, 2, (0, 1), 3), 10
+    nodes = np.stack([np.r_[[3] * 4, [2] * 6], np.arange(n) % 2, np.arange(n) % 3, np.full(n, -1)], 1)
+    source, target = np.triu_indices(n, 1)
+    rng, zero = np.random.default_rng(0), np.zeros(n)
+    signed = rng.normal(size=len(source))
+    edges = source, target, np.abs(signed), signed, np.ones(len(source))
+    g = BehaviourGraph(nodes, *edges, zero, zero, np.arange(n), rng.normal(size=n), units, "m", {"prompts": 3})
+    save_behaviour_graph(g, folder / "graph" / "t.json")
+    save_hierarchy(hierarchy(g, b=2, leaf=2), folder / "tree" / "t.json")
+
+
+def load_tree(path: Path, note: Note) -> None:
+    """A graph and what thins it out, or a hierarchy and its sets."""
+    _decoded(path / "t.npz", note)
+    if path.name == "graph":
+        g = load_behaviour_graph(path / "t.json")
+        capped(most_edges(g), 5), [g.label(i) for i in range(min(g.n, 50))]
+        return
+    h = load_hierarchy(path / "t.json")
+    assert sum(h.size[h.leaves]) == h.n
+    h.labels(1)
 
 
 def make_results(folder: Path) -> None:

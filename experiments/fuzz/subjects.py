@@ -285,6 +285,7 @@ SUBJECTS: dict[str, Subject] = {
     "ct-graph": Subject(make_ct_graph, load_graph),
     "paths": Subject(own.make_paths, own.load_paths),
     "records": Subject(own.make_records, own.load_record),
+    "trees": Subject(own.make_trees, own.load_tree),
     "results": Subject(own.make_results, own.load_result),
     "tokens": Subject(own.make_tokens, own.load_tokens),
     "features": Subject(own.make_features, own.load_features),

@@ -19,12 +19,18 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from tcircuits.attribution.prune import TINY, threshold
+from tcircuits.circuits.circuit import units_from
 from tcircuits.circuits.units import Units
+from tcircuits.files.archive import fitting, read_all
 from tcircuits.files.record import read_record, write_record
+from tcircuits.files.storage import MalformedError
+from tcircuits.files.typed import checked
 from tcircuits.types import Bool, Float, InputError, Int
 
 NODE_KINDS = ("token", "error", "feature", "head", "output")
 ARRAYS = ("nodes", "source", "target", "weight", "signed", "share", "lost", "start", "unit", "importance")
+EDGES = ("source", "target", "weight", "signed", "share")
+HEAD: dict[str, Any] = {"model": str, "about": dict}
 VERSION = 1
 Rank = Literal["strength", "importance"]
 
@@ -122,8 +128,10 @@ def check_graph(g: BehaviourGraph) -> None:
         wrong += [f"{name} is not finite" for name in floats if not np.isfinite(getattr(g, name)).all()]
         if (g.weight < 0).any():
             wrong.append("a weight is negative: weights are mean sizes")
-        if g.unit.max(initial=-1) >= g.units.n:
-            wrong.append(f"unit {g.unit.max()} is outside 0..{g.units.n - 1}")
+        if g.unit.max(initial=-1) >= g.units.n or g.unit.min(initial=0) < -1:
+            wrong.append(f"units {g.unit.min()}..{g.unit.max()} are outside 0..{g.units.n - 1}, and -1 for none")
+        if g.nodes[:, 0].min() < 0 or g.nodes[:, 0].max() >= len(NODE_KINDS):
+            wrong.append(f"kinds of nodes are outside 0..{len(NODE_KINDS) - 1}")
     if wrong:
         raise InputError("the behaviour's graph cannot be used: " + "; ".join(wrong))
 
@@ -216,17 +224,17 @@ def load_behaviour_graph(path: str | PathLike[str]) -> BehaviourGraph:
         InputError: a file is missing, damaged or of another kind.
     """
     head, file = read_record(path, "behaviour graph", VERSION)
-    absent = [name for name in ARRAYS if name not in file.headers]
-    if absent:
-        raise InputError(f"the graph at {path} is damaged: {', '.join(absent)} missing")
     try:
-        units = dict(head["units"])
-        own = Units(**units | {"kinds": tuple(units["kinds"]), "layers": tuple(units["layers"])})
-    except (KeyError, TypeError, ValueError) as problem:
-        raise InputError(f"the graph at {path} is damaged: units {head.get('units')} ({problem})") from None
-    arrays: Any = {name: np.asarray(file.read(name, None)) for name in ARRAYS}
-    if arrays["nodes"].ndim != 2 or arrays["nodes"].shape[1] != 4:
-        raise InputError(f"the graph at {path} is damaged: nodes have shape {arrays['nodes'].shape}, not [n, 4]")
-    g = BehaviourGraph(**arrays, units=own, model=str(head.get("model", "")), about=head.get("about", {}))
+        said = checked({name: head[name] for name in HEAD if name in head}, HEAD, frozenset(HEAD))
+        units = units_from(head.get("units"))
+        if not isinstance(units, Units):
+            raise MalformedError("its units are edges: nodes are units")
+        kinds = dict.fromkeys(ARRAYS, "f") | dict.fromkeys(("nodes", "source", "target", "unit"), "iu")
+        shapes = {name: ("E",) if name in EDGES else ("n",) for name in ARRAYS} | {"nodes": ("n", 4)}
+        fitting(file, {name: (kinds[name], shapes[name]) for name in ARRAYS}, {})
+        arrays: Any = read_all(file)
+    except (InputError, MalformedError) as problem:
+        raise InputError(f"the graph at {path} is damaged: {problem}") from None
+    g = BehaviourGraph(**arrays, units=units, model=said.get("model", ""), about=said.get("about", {}))
     check_graph(g)
     return g

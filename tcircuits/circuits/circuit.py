@@ -88,7 +88,7 @@ def load_circuit(path: str | PathLike[str]) -> Circuit:
         said = checked(
             {name: head[name] for name in ("model", "units", "about") if name in head}, HEAD, frozenset(HEAD)
         )
-        units = _units(head.get("units"))
+        units = units_from(head.get("units"))
         scored = {"scores": ("fiu", ("U",))} if "scores" in file.headers else {}
         fitting(file, {"mask": ("b", ("U",))} | scored, {"U": units.n})
         arrays = read_all(file)
@@ -99,7 +99,7 @@ def load_circuit(path: str | PathLike[str]) -> Circuit:
     return c
 
 
-def _units(given: Any) -> Units | Edges:
+def units_from(given: Any) -> Units | Edges:
     """The units that a file says, of sizes that can be.
 
     Raises:

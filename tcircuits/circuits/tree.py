@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from tcircuits.files.archive import fitting, read_all
 from tcircuits.files.record import read_record, write_record
+from tcircuits.files.storage import MalformedError
+from tcircuits.files.typed import checked
 from tcircuits.types import InputError, Int
 
 VERSION = 1
@@ -153,10 +156,13 @@ def load_hierarchy(path: str | PathLike[str]) -> Hierarchy:
         InputError: a file is missing, damaged or of another kind.
     """
     head, file = read_record(path, "hierarchy", VERSION)
-    names = ("order", "start", "stop", "parent")
-    absent = [name for name in names if name not in file.headers]
-    if absent:
-        raise InputError(f"the hierarchy at {path} is damaged: {', '.join(absent)} missing")
-    h = Hierarchy(*[np.asarray(file.read(name, None)) for name in names], about=head.get("about", {}))
+    try:
+        said = checked({name: head[name] for name in ("about",) if name in head}, {"about": dict}, frozenset({"about"}))
+        shapes = {"order": ("n",), "start": ("m",), "stop": ("m",), "parent": ("m",)}
+        fitting(file, {name: ("iu", shape) for name, shape in shapes.items()}, {})
+        arrays = read_all(file)
+    except (InputError, MalformedError) as problem:
+        raise InputError(f"the hierarchy at {path} is damaged: {problem}") from None
+    h = Hierarchy(*[arrays[name] for name in shapes], about=said.get("about", {}))
     check_hierarchy(h)
     return h
