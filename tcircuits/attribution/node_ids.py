@@ -30,7 +30,7 @@ def parse_node(text: str, n_layers: int) -> Node:
     Raises:
         InputError: another form, or a layer that the model does not have.
     """
-    found = re.fullmatch(r"(E|L|\d+)_(-1|\d+)[_-](\d+)", text)
+    found = re.fullmatch(r"(E|L|\d{1,6})_(-1|\d{1,15})[_-](\d{1,15})", text)
     if found is None:
         raise InputError(
             f"node {text!r:.60}: give an id of the graph, such as 2_417_9 (layer, feature, position), 2_-1_9 (error), "

@@ -177,7 +177,7 @@ def _number(x: Any) -> float | None:
 def _feature(kind: str, layer: int, node_id: str, number: Any) -> int | None:
     """Index of a feature from its id `{l}_{f}_{pos}`, else from its pair number; vocabulary id of a token or target."""
     number = number if type(number) is int and number >= 0 else None
-    parts = re.fullmatch(r"(E|\d+)_(\d+)_\d+", node_id)
+    parts = re.fullmatch(r"(E|\d{1,6})_(\d{1,15})_\d+", node_id)
     if kind == "token":
         return int(parts[2]) if parts else None
     if kind == "target":

@@ -13,6 +13,7 @@ import pytest
 
 from tcircuits.attribution import viewer_read
 from tcircuits.attribution.graph_io import graph_schema, read_viewer_json, viewer_json, write_viewer_json
+from tcircuits.attribution.node_ids import parse_node
 from tcircuits.attribution.prune import edge_scores, prune, scores
 from tcircuits.attribution.viewer_json import cantor, short
 from tcircuits.types import InputError
@@ -408,6 +409,16 @@ def test_feature_numbers_that_are_no_pair_of_the_layer_stay():
     document = minimal()
     document["nodes"][2]["feature"] = 100_123
     assert read_viewer_json(document).nodes[2].feature == 100_123
+
+
+def test_numbers_of_thousands_of_digits_in_an_id_are_no_feature():
+    document = minimal()
+    node = document["nodes"][2]
+    node["feature"], old, new = 100_123, node["node_id"], f"{node['layer']}_{'9' * 5000}_{node['ctx_idx']}"
+    document = json.loads(json.dumps(document).replace(json.dumps(old), json.dumps(new)))
+    assert read_viewer_json(document).nodes[2].feature == 100_123  # int() would refuse 5,000 digits
+    with pytest.raises(InputError, match="give an id of the graph"):
+        parse_node(new, 4)
 
 
 @pytest.mark.parametrize("big", [0, 1, 7, 10**5, 2**31, 10**15])
