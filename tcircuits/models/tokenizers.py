@@ -46,8 +46,15 @@ class Tokenizer:
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, no special tokens added (those written out in the text are recognised)."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        """Token ids of `text`, no special tokens added (those written out in the text are recognised).
+
+        Raises:
+            InputError: a word that is not in a vocabulary of words.
+        """
+        try:
+            return self.backend.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the library raises bare `Exception` for what the vocabulary cannot spell
+            raise InputError(f"{text[:80]!r} has words that are no tokens of this model: {error!s:.200}") from error
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """As `encode`, for many texts, on all cores."""
@@ -97,8 +104,8 @@ def _show(data: bytes) -> str:
 
 
 def _adds_bos(backend: tokenizers.Tokenizer, bos_id: int | None) -> bool:
-    ids = backend.encode("a").ids
-    return bos_id is not None and bool(ids) and ids[0] == bos_id
+    ids = backend.encode("a").ids if bos_id is not None else []
+    return bool(ids) and ids[0] == bos_id
 
 
 def from_json(
@@ -176,3 +183,11 @@ def from_characters(alphabet: Sequence[str], merges: Sequence[Sequence[str]], sp
     backend.pre_tokenizer = pre_tokenizers.Split(words, "isolated")
     backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.Fuse()])
     return Tokenizer(backend, bos_id=ids[special[2]], eos_id=ids[special[3]])
+
+
+def from_words(vocabulary: Sequence[str]) -> Tokenizer:
+    """One token a word, words apart by white space; a word that is not in the vocabulary is an error."""
+    ids = {word: i for i, word in enumerate(vocabulary)}
+    backend = tokenizers.Tokenizer(models.WordLevel(ids, unk_token="<none>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return Tokenizer(backend)
