@@ -34,6 +34,7 @@ from tcircuits.tasks.gate import capability
 
 ASSETS = ROOT / "tcircuits/assets/algorithms"
 SEEDS = 5
+FOLDERS = {"transcoder": "transcoders", "clt": "clt"}
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ SPECS = {
     "mod113-two-layers": Spec(
         "addition", _mod("mod113-two-layers", n_layers=2, d_mlp=256), kinds=("transcoder", "clt")
     ),
-    "parity": Spec("parity", small.parity, Recipe(weight_decay=0.3, after=1500)),
-    "sorting": Spec("sorting", small.sorting, Recipe(weight_decay=0.1, after=1000)),
+    "parity": Spec("parity", small.parity, Recipe(weight_decay=0.3, after=900)),
+    "sorting": Spec("sorting", small.sorting, Recipe(weight_decay=0.1, after=600)),
 }
 
 
@@ -198,7 +199,7 @@ def sets(cfg: Config, name: str, model: tc.Model, folder: Path, work: Path) -> d
     sizes = {"features": cfg.features, "k": cfg.k, "tokens": cfg.tokens}
     for kind in spec.kinds:
         d = dictionaries.trained(model, drawn, kind, work / f"{kind}-{cfg.features}-{cfg.k}", **sizes)
-        d = written(d, folder / f"{kind}s", model)
+        d = written(d, folder / FOLDERS[kind], model)
         found[kind] = dictionaries.worth(model, d, rows, answers)
         if spec.task == "addition":
             keys = fourier.key_frequencies(np.asarray(model.params.embed[:-1], np.float64))
@@ -233,6 +234,14 @@ def main(cfg: Config) -> None:
         if cfg.out is None:
             save("algorithmic", cfg, {"models": found})
         show(name, [_line(name, found[name])])
+        show("dictionaries", [_set_line(kind, d) for kind, d in found[name].get("dictionaries", {}).items()])
+
+
+def _set_line(kind: str, d: dict[str, Any]) -> dict[str, Any]:
+    means = {key: float(np.mean(d[key])) for key in ("fvu", "l0", "dead")}
+    both = {key: d[f"accuracy_{key}"] for key in ("original", "replaced")}
+    tuned_share = {where: t["tuned_share"] for where, t in d.get("tuning", {}).items()}
+    return {"kind": kind, "features": d["features"]} | means | both | {"tuned": str(tuned_share or "-")}
 
 
 def _line(name: str, f: dict[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ TASKS = {
     "sorting": Task("sorting"),
     "gendered_pronoun": Task("gendered_pronoun", sizes=(32, 32, 64)),
     "factual_recall": Task("factual_recall", sizes=(12, 12, 24)),
-    "winogrande": Task("winogrande"),
+    "winogrande": Task("winogrande", sizes=(16, 16, 48)),
     "hellaswag": Task("hellaswag", sizes=(16, 16, 64)),
 }
 
