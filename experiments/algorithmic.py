@@ -73,7 +73,7 @@ class Config:
     """Of a layer."""
     k: int = 16
     """Features on at a position."""
-    tokens: int = 1_572_864
+    tokens: int = 819_200
     """Trained on, each set."""
     out: Path | None = None
     """Folder of the models' folders."""
@@ -162,7 +162,7 @@ def _encoder(model: tc.Model, d: tc.Transcoders) -> tuple[np.ndarray, np.ndarray
         return np.asarray(mlp.w_in[-1], np.float64), np.asarray(mlp.b_in[-1], np.float64)
     assert d.w_enc is not None
     assert d.b_enc is not None
-    return np.asarray(d.w_enc[-1], np.float64), np.asarray(d.b_enc[-1], np.float64)
+    return np.asarray(d.w_enc[-1], np.float64).T, np.asarray(d.b_enc[-1], np.float64)
 
 
 def known(name: str, model: tc.Model, work: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from tcircuits.models.config import ModelConfig
 from tcircuits.models.params import Params
 from tcircuits.models.tokenizers import from_words
 
-NEVER = -100.0  # the logit of "=", which is never an answer
+NEVER = -1e4  # the logit of "=", which is never an answer; those of numbers have a common part of some hundreds
 
 
 def vocabulary(cfg: ModelConfig) -> list[str]:

@@ -65,6 +65,7 @@ def loss(logits: Float[np.ndarray, "p p C"], among: Any) -> float:
 def progress(logits: Any, keys: list[int], trained: Any) -> dict[str, float]:
     """Losses of a table's logits, whole, restricted and excluded, on trained and held-out sums."""
     logits = np.asarray(logits, np.float64)
+    logits = logits - logits.mean(-1, keepdims=True)  # what all answers share changes no probability
     parts = sum_parts(logits, keys)
     restricted, excluded = parts + logits.mean((0, 1)), logits - parts
     return {
