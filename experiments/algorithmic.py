@@ -13,6 +13,7 @@ trainer (the two-layer model has a cross-layer set too), beside the neurons. A m
 what was stopped goes on where it was (`build/algorithmic`).
 """
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -27,7 +28,7 @@ import numpy as np
 import tcircuits as tc
 from experiments.algorithms import addition, dictionaries, folders, fourier, small
 from experiments.algorithms.training import Problem, Recipe, load, snapshots, train
-from experiments.common import ROOT, save, show
+from experiments.common import ROOT, plain, save, show
 from tcircuits.models.params import Params
 from tcircuits.tasks.algorithms import MODULUS, trained_sums
 from tcircuits.tasks.gate import capability
@@ -207,6 +208,19 @@ def sets(cfg: Config, name: str, model: tc.Model, folder: Path, work: Path) -> d
     return found
 
 
+def finished(cfg: Config, name: str) -> dict[str, Any]:
+    """The figures of a model, of now or of an earlier run with the same settings (remove the file to measure anew)."""
+    sets = f"{cfg.features}-{cfg.k}-{cfg.tokens}" if cfg.dictionaries else "none"
+    path = (cfg.work or ROOT / "build/algorithmic") / name / f"figures-{sets}.json"
+    if path.exists() and (cfg.out or ASSETS).joinpath(name).is_dir():
+        return json.loads(path.read_text(encoding="utf-8"))
+    found = one(cfg, name)
+    draft = path.with_suffix(".partial")
+    draft.write_text(json.dumps(found, allow_nan=False, default=plain), encoding="utf-8")
+    draft.replace(path)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def one(cfg: Config, name: str) -> dict[str, Any]:
     """Train a model, write it, measure it."""
     spec, work = SPECS[name], (cfg.work or ROOT / "build/algorithmic") / name
@@ -230,7 +244,7 @@ def main(cfg: Config) -> None:
     """Train, write, measure; the result is written after each model."""
     found: dict[str, Any] = {}
     for name in cfg.names:
-        found[name] = one(cfg, name)
+        found[name] = finished(cfg, name)
         if cfg.out is None:
             save("algorithmic", cfg, {"models": found})
         show(name, [_line(name, found[name])])

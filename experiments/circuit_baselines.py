@@ -3,7 +3,7 @@
     python -m experiments.circuit_baselines
     python -m experiments.circuit_baselines --suite mod113
 
-The second is of the five models of addition modulo 113 (`experiments.algorithmic`) in place of `tiny`; its result is
+The second is of the models of addition modulo 113 (`experiments.algorithmic`) in place of `tiny`; its result is
 `circuit_baselines_mod113.json`, with a table over the models.
 
 For each task and kind of units, all on the package's own harness: units are scored on the attribution split by every
@@ -28,6 +28,7 @@ from tcircuits.circuits.learning import Kind
 from tcircuits.circuits.metrics import SHARES
 from tcircuits.circuits.running import Runs
 from tcircuits.circuits.scores import POINTS, Method
+from tcircuits.models.builtin import ALGORITHMS
 from tcircuits.transcoders.presets import usual_set
 
 
@@ -57,7 +58,7 @@ SUITES = {
         (Basis("head,mlp"), Basis(FEATURES), Basis("edge")),
     ),
     "mod113": Suite(
-        tuple(f"mod113-{seed}" for seed in range(5)),
+        tuple(name for name in ALGORITHMS if name.startswith("mod113-") and name[-1].isdigit()),
         ("addition",),
         (Basis(FEATURES), Basis(FEATURES, "own"), Basis(FEATURES, "own", "ablate"), Basis("edge")),
     ),

@@ -115,7 +115,8 @@ def _tiny() -> Iterator[Preset]:
 def _algorithms() -> Iterator[Preset]:
     """Those of the embedded models that compute a known function, trained by `experiments.algorithmic`."""
     folder = Path(__file__).resolve().parents[1] / "assets" / "algorithms"
-    sets = [(model, "transcoders") for model in ALGORITHMS] + [("mod113-two-layers", "clt")]
+    sets = [(model, "transcoders") for model in ALGORITHMS]
+    sets += [(model, "clt") for model in ALGORITHMS if model == "mod113-two-layers"]
     for model, name in sets:
         yield Preset(
             name=f"{model}-{name}",
