@@ -62,9 +62,9 @@ def addition(rng: np.random.Generator, held_out: bool, modulus: int = MODULUS) -
 
 
 def addition_digits(rng: np.random.Generator, held_out: bool, modulus: int = 23) -> Example:
-    """The sum a + b modulo 23 in digits apart, as a language model is asked: `1 9 + 9 mod 23 =`.
+    """The sum a + b modulo 23 in digits apart, as a language model is asked: `1 9 + 9 mod 23 = `, then `5`.
 
-    Sums of one digit only: the answer is one token.
+    The form of the HAGD paper's authors (arXiv 2601.12879). Sums of one digit only: the answer is one token.
     """
     while True:
         a, b, other_a, other_b = (int(x) for x in rng.integers(0, modulus, 4))
@@ -72,10 +72,10 @@ def addition_digits(rng: np.random.Generator, held_out: bool, modulus: int = 23)
         if max(right, wrong) < 10 and right != wrong:
             break
     prompt, other = (
-        f"{' '.join(str(x))} + {' '.join(str(y))} mod {modulus} =" for x, y in ((a, b), (other_a, other_b))
+        f"{' '.join(str(x))} + {' '.join(str(y))} mod {modulus} = " for x, y in ((a, b), (other_a, other_b))
     )
     truth = {"a": a, "b": b, "c": right, "modulus": modulus}
-    return example_of("addition_digits", prompt, f" {right}", f" {wrong}", "", other, truth)
+    return example_of("addition_digits", prompt, str(right), str(wrong), "", other, truth)
 
 
 @cache

@@ -119,9 +119,9 @@ def test_digits_are_apart_and_sums_are_one_of_them():
     rng = np.random.default_rng(0)
     for _ in range(50):
         e = algorithms.addition_digits(rng, True)
-        left, right = e.prompt.removesuffix(" mod 23 =").split(" + ")
+        left, right = e.prompt.removesuffix(" mod 23 = ").split(" + ")
         assert (int(left.replace(" ", "")) + int(right.replace(" ", ""))) % 23 == int(e.answer)
-        assert len(e.answer) == len(e.distractor) == 2
+        assert len(e.answer) == len(e.distractor) == 1
         assert e.answer != e.distractor
 
 
