@@ -62,8 +62,9 @@ def main(cfg: Config) -> None:
         except InputError as problem:
             missing[name] = str(problem)
             continue
-        found += [asked(cfg, model, *setting) for setting in settings(cfg)]
-        save("capability", cfg, {"gate": LEAST, "rows": found, "missing": missing})
+        for setting in settings(cfg):
+            found.append(asked(cfg, model, *setting))
+            save("capability", cfg, {"gate": LEAST, "rows": found, "missing": missing})
         show(name, [_line(row) for row in found if row["model"] == model.name])
 
 

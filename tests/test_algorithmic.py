@@ -203,6 +203,7 @@ def test_the_whole_table_is_right_by_the_known_algorithm(name):
     assert found["excluded_train_loss"] > np.log(113)
 
 
+@pytest.mark.slow  # a program of evaluation for every size of model
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_with_their_transcoders_models_still_answer(name):
     model = tc.load_model(name)
