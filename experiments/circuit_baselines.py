@@ -52,11 +52,6 @@ class Suite:
 
 FEATURES = "head,feature"
 SUITES = {
-    "tiny": Suite(
-        ("tiny",),
-        ("ioi", "greater_than", "agreement", "induction"),
-        (Basis("head,mlp"), Basis(FEATURES), Basis("edge")),
-    ),
     "mod113": Suite(
         tuple(name for name in ALGORITHMS if name.startswith("mod113-") and name[-1].isdigit()),
         ("addition",),
@@ -69,14 +64,29 @@ SUITES = {
 class Config:
     """What to compare."""
 
-    suite: Literal["tiny", "mod113"] = "tiny"
-    """Models, tasks, and kinds of units: see `SUITES`."""
+    suite: Literal["", "mod113"] = ""
+    """Models, tasks and kinds of units of `SUITES`, in place of the next four."""
+    model: str = "tiny"
+    """A built-in name, a folder, or a hub id."""
+    tasks: tuple[str, ...] = ("ioi", "greater_than", "agreement", "induction")
+    """Of `tcircuits.tasks.TASKS`."""
+    units: tuple[str, ...] = ("head,mlp", FEATURES, "edge")
+    """Kinds of units, joined by commas."""
+    transcoders: str = "neurons"
+    """The dictionary of features."""
     methods: tuple[Method | Kind, ...] = ("ig", "eap-ig", "gradient", "topk", "exact", "activation", "random")
     """Of `tc.discover`; eap-ig for edges only."""
     random: int = 100
     """Random circuits of the same profile."""
     seed: int = 0
     """Of prompts and random circuits."""
+
+
+def suite_of(cfg: Config) -> Suite:
+    """What a configuration asks for."""
+    if cfg.suite:
+        return SUITES[cfg.suite]
+    return Suite((cfg.model,), cfg.tasks, tuple(Basis(units, cfg.transcoders) for units in cfg.units))
 
 
 def case(cfg: Config, model: tc.Model, task: str, basis: Basis) -> dict[str, Any]:
@@ -186,15 +196,14 @@ def _spread(values: list[float]) -> dict[str, float | None]:
 
 def main(cfg: Config) -> None:
     """Measure, print, write after each case."""
-    suite, found = SUITES[cfg.suite], []
+    suite, found = suite_of(cfg), []
     for name in suite.models:
         model = tc.load_model(name)
         for task in suite.tasks:
             for basis in suite.bases:
                 found.append(case(cfg, model, task, basis))
                 many = {"over_models": over_models(found)} if len(suite.models) > 1 else {}
-                variant = "" if cfg.suite == "tiny" else cfg.suite
-                save("circuit_baselines", cfg, {"cases": found} | many, variant=variant)
+                save("circuit_baselines", cfg, {"cases": found} | many, variant=cfg.suite)
                 show(f"{name}, {task}, {basis}", [_line(r) for r in found[-1]["rows"]])
                 show("nulls", [found[-1]["nulls"]])
 
