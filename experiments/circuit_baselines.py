@@ -1,6 +1,10 @@
 """How well do the field's scores find circuits of the embedded model, beside what they must beat?
 
     python -m experiments.circuit_baselines
+    python -m experiments.circuit_baselines --suite mod113
+
+The second is of the models of addition modulo 113 (`experiments.algorithmic`) in place of `tiny`; its result is
+`circuit_baselines_mod113.json`, with a table over the models.
 
 For each task and kind of units, all on the package's own harness: units are scored on the attribution split by every
 method, circuits of growing size run on the report split. CMD, CPR (by score, as published), areas of accuracy and KL;
@@ -10,31 +14,63 @@ correlation of every method with exact ablation; what each method costs. Ablatio
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from scipy.stats import t as student
 
 import tcircuits as tc
 from experiments.common import save, show
 from tcircuits.circuits import metrics
 from tcircuits.circuits.discover import score
+from tcircuits.circuits.forward import Errors
 from tcircuits.circuits.learning import Kind
 from tcircuits.circuits.metrics import SHARES
 from tcircuits.circuits.running import Runs
 from tcircuits.circuits.scores import POINTS, Method
+from tcircuits.models.builtin import ALGORITHMS
+from tcircuits.transcoders.presets import usual_set
 
-STANDARD: Any = {"ablation": "resample", "errors": "keep"}
+
+@dataclass(frozen=True)
+class Basis:
+    """Kinds of units, joined by commas; the dictionary of features (`own`: the model's own), what errors are."""
+
+    units: str
+    transcoders: str = "neurons"
+    errors: Errors = "keep"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Models by name, tasks of `tcircuits.tasks.TASKS`, and what circuits consist of."""
+
+    models: tuple[str, ...]
+    tasks: tuple[str, ...]
+    bases: tuple[Basis, ...]
+
+
+FEATURES = "head,feature"
+SUITES = {
+    "mod113": Suite(
+        tuple(name for name in ALGORITHMS if name.startswith("mod113-") and name[-1].isdigit()),
+        ("addition",),
+        (Basis(FEATURES), Basis(FEATURES, "own"), Basis(FEATURES, "own", "ablate"), Basis("edge")),
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Config:
     """What to compare."""
 
+    suite: Literal["", "mod113"] = ""
+    """Models, tasks and kinds of units of `SUITES`, in place of the next four."""
     model: str = "tiny"
     """A built-in name, a folder, or a hub id."""
     tasks: tuple[str, ...] = ("ioi", "greater_than", "agreement", "induction")
     """Of `tcircuits.tasks.TASKS`."""
-    units: tuple[str, ...] = ("head,mlp", "head,feature", "edge")
+    units: tuple[str, ...] = ("head,mlp", FEATURES, "edge")
     """Kinds of units, joined by commas."""
     transcoders: str = "neurons"
     """The dictionary of features."""
@@ -46,15 +82,23 @@ class Config:
     """Of prompts and random circuits."""
 
 
-def case(cfg: Config, model: tc.Model, task: str, kinds: str) -> dict[str, Any]:
+def suite_of(cfg: Config) -> Suite:
+    """What a configuration asks for."""
+    if cfg.suite:
+        return SUITES[cfg.suite]
+    return Suite((cfg.model,), cfg.tasks, tuple(Basis(units, cfg.transcoders) for units in cfg.units))
+
+
+def case(cfg: Config, model: tc.Model, task: str, basis: Basis) -> dict[str, Any]:
     """One task with one kind of units."""
-    behaviour = tc.make_behaviour(model, task, seed=cfg.seed)
-    d = tc.load_transcoders(cfg.transcoders, model=model) if "feature" in kinds else None
+    behaviour, kinds = tc.make_behaviour(model, task, seed=cfg.seed), basis.units
+    name = usual_set(model.name) if basis.transcoders == "own" else basis.transcoders
+    d = tc.load_transcoders(name, model=model) if "feature" in kinds else None
     edges = kinds == "edge"
     units = tc.edges_of(model.cfg) if edges else tc.units_of(model.cfg, kinds.split(","), None if d is None else d.cfg)
-    how: Any = {"dictionary": d}
+    how: Any = {"dictionary": d, "ablation": "resample", "errors": basis.errors}
     methods = [m for m in cfg.methods if edges or m != "eap-ig"]
-    scores = {m: score(model, behaviour, units, m, points=POINTS, seed=cfg.seed, **STANDARD, **how) for m in methods}
+    scores = {m: score(model, behaviour, units, m, points=POINTS, seed=cfg.seed, **how) for m in methods}
     circuit, _, choice = tc.discover(model, behaviour, units, method="ig", seed=cfg.seed, **how)
     counts = metrics.counts_of(SHARES, units.n)
     masks = [metrics.nested(s.values, np.append(counts, circuit.size), signed=True) for s in scores.values()]
@@ -66,17 +110,18 @@ def case(cfg: Config, model: tc.Model, task: str, kinds: str) -> dict[str, Any]:
     metrics.check_range(full.metric, none)
     f = metrics.faithfulness(runs.circuits.metric, full.metric, none)
     exact = scores["exact"].values if "exact" in scores else None
+    what = {"model": model.name, "task": task, "units": kinds}
+    what |= {} if d is None else {"transcoders": basis.transcoders, "errors": basis.errors}
     rows = []
-    for i, (name, s) in enumerate(scores.items()):
+    for i, (method, s) in enumerate(scores.items()):
         at = i * (len(counts) + 1)
-        about: dict[str, Any] = {"task": task, "units": kinds, "method": name, "of": units.n, "kept": circuit.size}
+        about: dict[str, Any] = what | {"method": method, "of": units.n, "kept": circuit.size}
         about["pearson_with_exact"] = None if exact is None else _pearson(s.values, exact)
         about |= {"forwards": s.forwards, "backwards": s.backwards, "seconds": s.seconds}
         rows.append(about | _figures(runs, f, slice(at, at + len(counts)), at + len(counts)))
-    own = float(f[len(counts)])  # the first method's circuit
     return {
         "rows": rows,
-        "nulls": {"task": task, "units": kinds} | _nulls(runs, f, len(scores) * (len(counts) + 1), own),
+        "nulls": what | _nulls(runs, f, len(scores) * (len(counts) + 1), len(counts)),
         "near": choice.taken is not None,
         "circuit_runs_per_second": len(stacked) * len(none) / seconds,
         "circuit": circuit.labels()[:20],
@@ -98,14 +143,15 @@ def _figures(runs: Runs, f: np.ndarray, curve: slice, at: int) -> dict[str, Any]
     }
 
 
-def _nulls(runs: Runs, f: np.ndarray, at: int, own: float) -> dict[str, float]:
-    """What nothing and random circuits (rows from `at` on, but the last) reach."""
+def _nulls(runs: Runs, f: np.ndarray, at: int, own: int) -> dict[str, float]:
+    """What nothing and random circuits (rows from `at` on, but the last) reach, against row `own`."""
     right = runs.circuits.right.mean(1) / runs.model.right.mean()
     return {
         "nothing_phi": float(right[-1]),
         "random_faithfulness_95": float(np.quantile(f[at:-1], 0.95)),
         "random_phi_95": float(np.quantile(right[at:-1], 0.95)),
-        "p_faithfulness": metrics.share_above(own, f[at:-1]),
+        "p_faithfulness": metrics.share_above(float(f[own]), f[at:-1]),
+        "p_phi": metrics.share_above(float(right[own]), right[at:-1]),
     }
 
 
@@ -113,15 +159,53 @@ def _pearson(a: np.ndarray, b: np.ndarray) -> float | None:
     return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else None
 
 
+AREAS = ("CMD", "CPR", "accuracy_area", "kl_area")
+COSTS = ("kept", "of", "forwards", "backwards", "seconds")
+
+
+def over_models(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each method with each basis over the models: means with 95 % intervals (Student's t, models as the sample)."""
+    groups: dict[tuple[Any, ...], list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    for c in cases:
+        for row in c["rows"]:
+            key = tuple(row.get(k) for k in ("task", "units", "transcoders", "errors", "method"))
+            groups.setdefault(key, []).append((row, c["nulls"]))
+    found = []
+    for key, pairs in groups.items():
+        about: dict[str, Any] = dict(zip(("task", "units", "transcoders", "errors", "method"), key, strict=True))
+        rows = [row for row, _ in pairs]
+        values = {name: [r[name] for r in rows] for name in AREAS}
+        values |= {name: [r[name]["value"] for r in rows] for name in ("faithfulness", "phi")}
+        values["a_ok"] = [r["a_ok"]["share"]["value"] for r in rows]
+        about |= {"models": len(rows)} | {name: _spread(v) for name, v in values.items()}
+        about |= {name: float(np.mean([r[name] for r in rows])) for name in COSTS}
+        nulls = ("nothing_phi", "random_faithfulness_95", "random_phi_95")
+        about |= {name: float(np.mean([n[name] for _, n in pairs])) for name in nulls}
+        found.append(about | {name: max(n[name] for _, n in pairs) for name in ("p_faithfulness", "p_phi")})
+    return found
+
+
+def _spread(values: list[float]) -> dict[str, float | None]:
+    """The mean over models, and the ends of its 95 % interval (None: one model)."""
+    mean, n = float(np.mean(values)), len(values)
+    if n < 2:
+        return {"value": mean, "low": None, "high": None}
+    half = float(student.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    return {"value": mean, "low": mean - half, "high": mean + half}
+
+
 def main(cfg: Config) -> None:
     """Measure, print, write after each case."""
-    model, found = tc.load_model(cfg.model), []
-    for task in cfg.tasks:
-        for kinds in cfg.units:
-            found.append(case(cfg, model, task, kinds))
-            save("circuit_baselines", cfg, {"cases": found})
-            show(f"{task}, {kinds}", [_line(r) for r in found[-1]["rows"]])
-            show("nulls", [found[-1]["nulls"]])
+    suite, found = suite_of(cfg), []
+    for name in suite.models:
+        model = tc.load_model(name)
+        for task in suite.tasks:
+            for basis in suite.bases:
+                found.append(case(cfg, model, task, basis))
+                many = {"over_models": over_models(found)} if len(suite.models) > 1 else {}
+                save("circuit_baselines", cfg, {"cases": found} | many, variant=cfg.suite)
+                show(f"{name}, {task}, {basis}", [_line(r) for r in found[-1]["rows"]])
+                show("nulls", [found[-1]["nulls"]])
 
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:

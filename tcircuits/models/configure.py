@@ -90,6 +90,29 @@ def gpt_neox(f: Fields) -> dict[str, Any]:
     }
 
 
+def plain(f: Fields) -> dict[str, Any]:
+    """Small models of known functions: no norms, learned positions, biases in the MLP and the unembedding alone."""
+    d_model, n_heads = f.size("hidden_size"), f.size("num_attention_heads")
+    return {
+        "n_layers": f.size("num_hidden_layers"),
+        "d_model": d_model,
+        "n_heads": n_heads,
+        "n_kv_heads": n_heads,
+        "d_head": _d_head(f, d_model, n_heads),
+        "d_mlp": f.size("intermediate_size"),
+        "d_vocab": f.size("vocab_size"),
+        "n_ctx": f.size("max_position_embeddings"),
+        "norm": "none",
+        "activation": f.choice("hidden_act", ACTIVATIONS, "relu"),
+        "gated": False,
+        "position": "learned",
+        "mlp_bias": True,
+        "unembed_bias": True,
+        "final_norm": False,
+        "pre_norm": False,
+    }
+
+
 def _relative(f: Fields, **absent: Any) -> dict[str, Any]:
     """What Llama and its relatives have in common.
 

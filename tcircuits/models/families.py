@@ -121,6 +121,7 @@ FAMILIES: Mapping[str, Family] = {
         buffers=(r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)", r"rotary_emb\.inv_freq"),
         neutral=_names("attention_dropout hidden_dropout classifier_dropout"),
     ),
+    "plain": Family(configure=configure.plain, tensors=layout.plain, head="unembed", prefixes=("",)),
     "llama": _relative(
         configure.llama,
         neutral=_names("attention_dropout is_llama_config"),

@@ -117,6 +117,19 @@ def gpt_neox(cfg: ModelConfig, raw: Mapping[str, Any]) -> Iterator[Tensor]:
     yield Tensor("embed_out.weight", (V, D), {"unembed": flip})
 
 
+def plain(cfg: ModelConfig, raw: Mapping[str, Any]) -> Iterator[Tensor]:
+    """Small models of known functions: our own arrays under their own names, one tensor a layer."""
+    D, H, K, M, V = cfg.d_model, cfg.n_heads, cfg.d_head, cfg.d_mlp, cfg.d_vocab
+    yield Tensor("embed", (V, D), {"embed": keep})
+    yield Tensor("pos_embed", (cfg.n_ctx, D), {"pos_embed": keep})
+    shapes = {"attn.w_q": (D, H, K), "attn.w_k": (D, H, K), "attn.w_v": (D, H, K), "attn.w_o": (H, K, D)}
+    shapes |= {"mlp.w_in": (D, M), "mlp.b_in": (M,), "mlp.w_out": (M, D), "mlp.b_out": (D,)}
+    for name, shape in shapes.items():
+        yield Tensor("layers.{}." + name, shape, {f"blocks.{name}": keep})
+    yield Tensor("unembed", (D, V), {"unembed": keep})
+    yield Tensor("b_unembed", (V,), {"b_unembed": keep})
+
+
 def llama(cfg: ModelConfig, raw: Mapping[str, Any], *, gain_offset: float = 0.0) -> Iterator[Tensor]:
     """Llama and its relatives: [out, in] matrices, all apart.
 

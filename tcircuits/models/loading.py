@@ -40,9 +40,9 @@ def load_model(
     """Load a model.
 
     Args:
-        source: a built-in name (`tiny`, `smollm2-135m`, `glassllm`), a local folder (Hugging Face's, with safetensors
-            or `pytorch_model.bin`, or one written by `save_model`), a `.gguf` file, or a repository of the Hugging
-            Face hub (`openai-community/gpt2`).
+        source: a built-in name (`tiny`, `smollm2-135m`, `glassllm`, `mod113-0`, `parity`, `sorting` ...), a local
+            folder (Hugging Face's, with safetensors or `pytorch_model.bin`, or one written by `save_model`), a `.gguf`
+            file, or a repository of the Hugging Face hub (`openai-community/gpt2`).
         dtype: of the parameters and so of the residual stream.
         mesh: devices to shard over (`parallel.make_mesh`); None is the default device.
         allow_unknown: fields of `config.json` to ignore although the family table does not know them.

@@ -66,9 +66,9 @@ class Tokenizer:
         """Token ids of `text`, no special tokens added (those written out in the text are recognised).
 
         Raises:
-            InputError: the tokenizer is damaged, and has no token for some of the text.
+            InputError: the tokenizer has no token for some of the text: one of words alone, or a damaged one.
         """
-        with _said("the text cannot be tokenized"):
+        with _said(f"{text[:80]!r} has words that are no tokens of this model"):
             return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -129,8 +129,8 @@ def _show(data: bytes) -> str:
 
 
 def _adds_bos(backend: tokenizers.Tokenizer, bos_id: int | None) -> bool:
-    ids = backend.encode("a").ids
-    return bos_id is not None and bool(ids) and ids[0] == bos_id
+    ids = backend.encode("a").ids if bos_id is not None else []
+    return bool(ids) and ids[0] == bos_id
 
 
 def from_json(
@@ -226,3 +226,11 @@ def from_characters(alphabet: Sequence[str], merges: Sequence[Sequence[str]], sp
     backend.pre_tokenizer = pre_tokenizers.Split(words, "isolated")
     backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.Fuse()])
     return Tokenizer(backend, bos_id=ids[special[2]], eos_id=ids[special[3]])
+
+
+def from_words(vocabulary: Sequence[str]) -> Tokenizer:
+    """One token a word, words apart by white space; a word that is not in the vocabulary is an error."""
+    ids = {word: i for i, word in enumerate(vocabulary)}
+    backend = tokenizers.Tokenizer(models.WordLevel(ids, unk_token="<none>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return Tokenizer(backend)

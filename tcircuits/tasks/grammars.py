@@ -71,9 +71,10 @@ def is_held_out(*key: Any) -> bool:
     return zlib.crc32("|".join(map(str, key)).encode()) % HELD_OUT == 0
 
 
-def _one(
+def example_of(
     grammar: str, prompt: str, answer: str, wrong: str, rest: str, other: str, truth: Mapping[str, Any]
 ) -> Example:
+    """An example with one answer, `rest` behind it; `other` is its counterfactual."""
     span = (len(prompt), len(prompt) + len(answer))
     return Example(grammar, prompt + answer + rest, (span,), (wrong,), other, truth)
 
@@ -109,7 +110,7 @@ def ioi(rng: np.random.Generator, held_out: bool, template: str | None = None) -
         (template or IOI[number]).format(a=a, b=b, s=again, place=place, object=thing) for again in (s, io)
     )
     truth = {"io": io, "s": s, "order": "BABA" if baba else "ABBA", "template": -1 if template else number}
-    return _one("ioi", prompt, f" {io}", f" {s}", ".", other, truth | {"place": place, "object": thing})
+    return example_of("ioi", prompt, f" {io}", f" {s}", ".", other, truth | {"place": place, "object": thing})
 
 
 YEARS = (
@@ -129,7 +130,7 @@ def greater_than(rng: np.random.Generator, held_out: bool) -> Example:
     end, below = int(rng.integers(yy + 1, 100)), int(rng.integers(1, yy))
     prompt, other = (YEARS[number].format(event=event, xx=xx, yy=f"{start:02d}") for start in (yy, below - 1))
     truth = {"xx": xx, "yy": yy, "end": end, "event": event, "template": number}
-    return _one("greater_than", prompt, f"{end:02d}", f"{below:02d}", ".", other, truth)
+    return example_of("greater_than", prompt, f"{end:02d}", f"{below:02d}", ".", other, truth)
 
 
 @cache
@@ -206,7 +207,7 @@ def agreement(rng: np.random.Generator, held_out: bool, pattern: str | None = No
     if pattern != "simple":
         truth |= {"attractor": two, "attractor_plural": other_plural}
     right, wrong = f" {forms[plural]}", f" {forms[not plural]}"
-    return _one("agreement", prompt(plural), right, wrong, rest, prompt(not plural), truth)
+    return example_of("agreement", prompt(plural), right, wrong, rest, prompt(not plural), truth)
 
 
 PRONOUNS = (
@@ -230,7 +231,7 @@ def pronoun(rng: np.random.Generator, held_out: bool) -> Example:
     prompt, other = (before.format(name=who, place=place, object=thing) for who in (name, stranger))
     rest = after.format(place=place, object=thing)
     truth = {"name": name, "gender": words.GENDER[name], "template": number, "place": place, "object": thing}
-    return _one("pronoun", prompt, f" {forms[female]}", f" {forms[not female]}", rest, other, truth)
+    return example_of("pronoun", prompt, f" {forms[female]}", f" {forms[not female]}", rest, other, truth)
 
 
 def modular(rng: np.random.Generator, held_out: bool) -> Example:
@@ -242,7 +243,7 @@ def modular(rng: np.random.Generator, held_out: bool) -> Example:
     changed = int((b + rng.integers(1, MODULUS)) % MODULUS)
     prompt, other = (f"Modulo 23, {a} + {second} =" for second in (b, changed))
     right, wrong = (a + b) % MODULUS, (a + changed) % MODULUS
-    return _one("modular", prompt, f" {right}", f" {wrong}", ".", other, {"a": a, "b": b, "c": right})
+    return example_of("modular", prompt, f" {right}", f" {wrong}", ".", other, {"a": a, "b": b, "c": right})
 
 
 FACTS = {
@@ -280,7 +281,7 @@ def capitals(rng: np.random.Generator, held_out: bool, hop: str | None = None) -
     other = FACTS[hop][number].format(state=other_state, city=other_city)
     truth = {"hop": hop, "state": state, "capital": capital, "template": number}
     truth |= {} if hop == "capital" else {"city": city}
-    return _one("capitals", prompt, f" {right}", f" {wrong}", ".", other, truth)
+    return example_of("capitals", prompt, f" {right}", f" {wrong}", ".", other, truth)
 
 
 GRAMMARS: Mapping[str, Callable[..., Example]] = {

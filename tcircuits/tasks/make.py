@@ -1,34 +1,44 @@
-"""Behaviours from the grammars, in the tokens of any model: what its tokenizer does not split rightly is left out.
+"""Behaviours from grammars, algorithms, templates and benchmarks, in the tokens of any model.
+
+What the model's tokenizer does not split rightly is left out.
 
 An example is kept where prompt and counterfactual are as long as each other, and every answer is one token that
 follows the prompt's own tokens.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import inspect
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from tcircuits.models.model import Model
 from tcircuits.tasks import words
+from tcircuits.tasks.algorithms import addition, addition_digits, parity, sorting
 from tcircuits.tasks.behaviour import SPLITS, Behaviour, Metric, Prompts, check_behaviour
-from tcircuits.tasks.grammars import Example, examples
+from tcircuits.tasks.benchmarks import hellaswag, winogrande
+from tcircuits.tasks.grammars import GRAMMARS, Example
+from tcircuits.tasks.templates import factual_recall, gendered_pronoun
 from tcircuits.types import InputError
 
 PATIENCE = 40  # examples that may be drawn for each that is wanted
+OTHERS = (addition, addition_digits, parity, sorting, gendered_pronoun, factual_recall, winogrande, hellaswag)
+SOURCES: Mapping[str, Callable[..., Example]] = {**GRAMMARS, **{f.__name__: f for f in OTHERS}}
+"""What examples are drawn from: `source(rng, held_out, **options)`."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A grammar, how it is drawn, and which answers count."""
+    """A source, how it is drawn, and which answers count."""
 
-    grammar: str
+    source: str
     metric: Metric = "logit_difference"
     options: tuple[tuple[str, Any], ...] = ()
     answers: Callable[[Example], tuple[Sequence[str], Sequence[str]]] = lambda e: ((e.answer,), (e.distractor,))
     sizes: tuple[int, int, int] = (64, 64, 128)
-    """Prompts of each split: grammars differ in how many texts they have."""
+    """Prompts of each split: sources differ in how many texts they have."""
 
 
 def _years(e: Example) -> tuple[Sequence[str], Sequence[str]]:
@@ -53,11 +63,25 @@ TASKS = {
     "modular": Task("modular", sizes=(24, 24, 48)),
     "capitals": Task("capitals", options=(("hop", "capital"),), sizes=(4, 4, 7)),
     "two_hops": Task("capitals", options=(("hop", "two hops"),), sizes=(6, 6, 10)),
+    "addition": Task("addition"),
+    "addition_digits": Task("addition_digits", sizes=(16, 16, 32)),
+    "parity": Task("parity"),
+    "sorting": Task("sorting"),
+    "gendered_pronoun": Task("gendered_pronoun", sizes=(32, 32, 64)),
+    "factual_recall": Task("factual_recall", sizes=(12, 12, 24)),
+    "winogrande": Task("winogrande", sizes=(16, 16, 48)),
+    "hellaswag": Task("hellaswag", sizes=(16, 16, 64)),
 }
 
 
 def make_behaviour(
-    model: Model, task: str, *, sizes: dict[str, int] | None = None, seed: int = 0, bos: str = "auto"
+    model: Model,
+    task: str,
+    *,
+    sizes: dict[str, int] | None = None,
+    seed: int = 0,
+    bos: str = "auto",
+    options: Mapping[str, Any] | None = None,
 ) -> Behaviour:
     """Draw a behaviour for a model.
 
@@ -67,9 +91,12 @@ def make_behaviour(
         sizes: prompts of each split; the task's own where it says nothing.
         seed: of the draws.
         bos: as in `Model.encode`.
+        options: of the task's source, instead of its own: `{"modulus": 31}` for addition, `{"shots": 5}` for
+            benchmarks.
 
     Raises:
-        InputError: an unknown task or split, or fewer different texts that the tokenizer splits rightly than asked for.
+        InputError: an unknown task, split or option, fewer different texts that the tokenizer splits rightly than
+            asked for, or a benchmark whose package is not installed.
     """
     if task not in TASKS:
         raise InputError(f"task {task!r} is unknown; there are {', '.join(TASKS)}")
@@ -78,7 +105,8 @@ def make_behaviour(
     wanted = dict(zip(SPLITS, TASKS[task].sizes, strict=True)) | (sizes or {})
     if min(wanted.values()) < 1:
         raise InputError(f"sizes {wanted}: give each split at least one prompt")
-    rows, drawn = _rows(model, TASKS[task], sum(wanted.values()), seed, bos)
+    chosen = _with_options(TASKS[task], options or {})
+    rows, drawn = _rows(model, chosen, sum(wanted.values()), seed, bos)
     if len(rows) < sum(wanted.values()):
         raise InputError(
             f"task {task!r}: of {drawn} texts drawn, the tokenizer of {model.name!r} splits only {len(rows)} different "
@@ -88,10 +116,26 @@ def make_behaviour(
     for split in SPLITS:
         parts[split] = _prompts(rows[at : at + wanted[split]])
         at += wanted[split]
-    about = {"task": task, "seed": seed, "bos": bos, "drawn": drawn}
+    about = {"task": task, "seed": seed, "bos": bos, "drawn": drawn} | ({"options": dict(options)} if options else {})
     found = Behaviour(task, model.name, TASKS[task].metric, parts, about)
     check_behaviour(found, model.cfg.d_vocab)
     return found
+
+
+def _with_options(task: Task, options: Mapping[str, Any]) -> Task:
+    """A task with other options of its source."""
+    known = [name for name in inspect.signature(SOURCES[task.source]).parameters if name not in ("rng", "held_out")]
+    wrong = sorted(set(options) - set(known))
+    if wrong:
+        told = f"its options are {', '.join(known)}" if known else "it has none"
+        raise InputError(f"{task.source} has no option {', '.join(wrong)}; {told}")
+    return replace(task, options=tuple((dict(task.options) | dict(options)).items()))
+
+
+def _drawn(task: Task, n: int, seed: int) -> list[Example]:
+    """`n` held-out examples, the same for the same seed."""
+    rng, source = np.random.default_rng([seed, zlib.crc32(task.source.encode())]), SOURCES[task.source]
+    return [source(rng, True, **dict(task.options)) for _ in range(n)]
 
 
 Row = tuple[list[int], list[int], list[int], list[int]]
@@ -103,7 +147,7 @@ def _rows(model: Model, task: Task, n: int, seed: int, bos: str) -> tuple[list[R
     seen: set[str] = set()
     drawn, size = 0, max(64, n)
     while len(rows) < n and drawn < PATIENCE * n:
-        for e in examples(task.grammar, size, seed * 1000 + drawn // size, held_out=True, **dict(task.options)):
+        for e in _drawn(task, size, seed * 1000 + drawn // size):
             drawn += 1
             row = None if {e.prompt, e.counterfactual} & seen else _row(model, task, e, bos)
             if row is not None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from tcircuits.models.builtin import ALGORITHMS
 from tcircuits.transcoders.config import ActivationName, Reads, Writes
 
 
@@ -108,6 +109,26 @@ def _tiny() -> Iterator[Preset]:
             writes="mlp_out",
             skip=name == "skip-transcoders",
             note=note,
+        )
+
+
+def _algorithms() -> Iterator[Preset]:
+    """Those of the embedded models that compute a known function, trained by `experiments.algorithmic`."""
+    folder = Path(__file__).resolve().parents[1] / "assets" / "algorithms"
+    sets = [(model, "transcoders") for model in ALGORITHMS]
+    sets += [(model, "clt") for model in ALGORITHMS if model == "mod113-two-layers"]
+    for model, name in sets:
+        yield Preset(
+            name=f"{model}-{name}",
+            model=model,
+            references=(str(folder / model / name),),
+            kind="clt" if name == "clt" else "transcoder",
+            n_layers=2 if model in ("mod113-two-layers", "sorting") else 1,
+            d_feature=256,
+            reads="mlp_in",
+            writes="mlp_out",
+            bos=False,
+            note=f"{name.capitalize()} of an embedded model that computes a known function.",
         )
 
 
@@ -345,5 +366,5 @@ def _gemma_3(size: str, tune: str) -> str:
 
 _ALL = (_gpt2(), *_gemma_2(), *_llama(), *_llama_8b(), *_qwen_3(), _smollm_2(), *_gemma_scope_2())
 PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _ALL})
-EMBEDDED: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _tiny()})
+EMBEDDED: Mapping[str, Preset] = MappingProxyType({p.name: p for p in (*_tiny(), *_algorithms())})
 _BY_NAME = {name: preset for preset in (*EMBEDDED.values(), *_ALL) for name in (preset.name, *preset.aliases)}

@@ -23,7 +23,7 @@ from tcircuits.numerics import centre, wide
 from tcircuits.parallel import host
 from tcircuits.transcoders.config import Reads, Writes
 from tcircuits.transcoders.dictionary import Transcoders, reconstruct
-from tcircuits.types import Array, Float, Int
+from tcircuits.types import Array, Float, InputError, Int
 
 READS: tuple[Reads, ...] = ("resid_mid", "normalized", "mlp_in")
 WRITES: tuple[Writes, ...] = ("mlp_out", "mlp_raw")
@@ -70,6 +70,15 @@ def check_tokens(model: Model) -> list[int]:
     return model.encode(TEXT, bos="auto")[:n]
 
 
+def reads_text(model: Model) -> bool:
+    """Whether the model can be shown English; one whose words are numbers tells nothing of a dictionary on it."""
+    try:
+        check_tokens(model)
+    except InputError:
+        return False
+    return True
+
+
 def check_sites(model: Model, transcoders: Transcoders) -> SiteCheck:
     """Try a dictionary at every pair of sites of a model; the first position is left out (it is often an outlier)."""
     d = transcoders
@@ -87,7 +96,7 @@ def check_sites(model: Model, transcoders: Transcoders) -> SiteCheck:
 
 def warn_of_sites(model: Model, transcoders: Transcoders) -> None:
     """Warn (`SiteWarning`) where a dictionary cannot belong to the sites that its files name."""
-    if model.cfg.attn_only or transcoders.cfg.kind in ("neurons", "sae"):
+    if model.cfg.attn_only or transcoders.cfg.kind in ("neurons", "sae") or not reads_text(model):
         return
     message = check_sites(model, transcoders).message
     if message is not None:

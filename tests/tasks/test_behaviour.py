@@ -13,6 +13,8 @@ from tcircuits.tasks.behaviour import SPLITS, Behaviour, Prompts, check_behaviou
 from tcircuits.types import InputError
 
 SIZES = {"attribution": 6, "selection": 5, "report": 7}
+OTHERS = {"addition", "addition_digits", "parity", "sorting", "gendered_pronoun", "factual_recall"}
+GRAMMARS = [task for task in TASKS if task not in OTHERS | {"winogrande", "hellaswag"}]  # the others have own tests
 FEW = {task: {"attribution": 3, "selection": 3, "report": 4} for task in ("capitals", "two_hops")}
 
 
@@ -23,7 +25,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def made(tiny):
-    return {task: make_behaviour(tiny, task, sizes=FEW.get(task, SIZES), seed=3) for task in TASKS}
+    return {task: make_behaviour(tiny, task, sizes=FEW.get(task, SIZES), seed=3) for task in GRAMMARS}
 
 
 def texts(model, p, name):
@@ -32,7 +34,7 @@ def texts(model, p, name):
     ]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", GRAMMARS)
 def test_splits_share_no_text(task, tiny, made):
     b = made[task]
     seen = [t for s in SPLITS for name in ("clean", "other") for t in set(texts(tiny, b[s], name))]
