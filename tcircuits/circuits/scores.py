@@ -173,7 +173,7 @@ def _from_inputs(s: Setting, params: Any, at: Array, weight: Array, prompts: dic
         def value(nudge: Array, start: Array) -> Array:
             by_reader = edges.split(nudge)
             logits, _ = edge_run(s.cfg, params, edges, p["clean"], p["valid"], nudge=(by_reader, gap), start=start)
-            return metric(s.metric, logits[-1], p["right"], p["wrong"])
+            return metric(s.metric, logits[p["at"]], p["right"], p["wrong"])
 
         def add(total: Array, point: tuple[Array, Array]) -> tuple[Array, None]:
             where, share = point
