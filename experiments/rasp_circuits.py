@@ -9,9 +9,9 @@ edges on another: the smallest of its circuits whose KL from the model stays wit
     iou     edges in both over edges in either, of the known circuit that is nearest; chance is K / (2 - K), K its share
     auroc   how the scores rank its edges against all others, ties counted half; no size is involved
 
-Rankings by size of the score, but for `exact`, `topk`, `pruning` and `random`, which say which way. ACDC runs at several
-thresholds; its scores are the largest threshold at which an edge is kept. Elimination is `tcircuits.circuits.eliminate`
-with the same tolerance. All inputs are asked about in both sets; paired with other inputs to resample from.
+Rankings are by size of the score, but for `exact`, `topk`, `pruning` and `random`, which say which way. ACDC runs at
+several thresholds; its scores are the largest threshold at which an edge is kept. Elimination is `tc.eliminate` with
+the same tolerance. All inputs are asked about in both sets; paired with other inputs to resample from.
 """
 
 import json
@@ -170,6 +170,10 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def _runs(row: dict[str, Any]) -> float:
+    return (row["forwards"] + row["backwards"]) / row["questions"]
 
 
 def kept(cfg: Config) -> list[dict[str, Any]]:

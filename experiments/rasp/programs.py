@@ -42,10 +42,8 @@ def _unique(tokens: tuple[Any, ...]) -> bool:
 
 def _clear(tokens: tuple[Any, ...]) -> bool:
     """What followed each token is the same at all its earlier places, so that induction has one answer."""
-    for i, token in enumerate(tokens):
-        if len({tokens[j + 1] for j in range(i) if tokens[j] == token}) > 1:
-            return False
-    return True
+    followers = ({tokens[j + 1] for j in range(i) if tokens[j] == token} for i, token in enumerate(tokens))
+    return all(len(f) <= 1 for f in followers)
 
 
 def _broadcast(r: Any, sop: Any, position: int) -> Any:

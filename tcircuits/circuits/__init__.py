@@ -9,6 +9,7 @@ from tcircuits.circuits.acdc import acdc
 from tcircuits.circuits.circuit import Circuit, load_circuit, save_circuit
 from tcircuits.circuits.discover import discover
 from tcircuits.circuits.edges import Edges, edges_of
+from tcircuits.circuits.elimination import eliminate
 from tcircuits.circuits.learning import Learning, learned_scores
 from tcircuits.circuits.patching import Sweep, patching_sweep
 from tcircuits.circuits.running import Answers, Runs, run_circuits
@@ -29,6 +30,7 @@ __all__ = [
     "acdc",
     "discover",
     "edges_of",
+    "eliminate",
     "learned_scores",
     "load_circuit",
     "patching_sweep",

@@ -3,11 +3,11 @@
     worst(C) = max over prompts of KL(model || circuit C)            or the mean over prompts
     from all units, take out whatever leaves worst(C) within the tolerance, until no unit is left that could go
 
-Units are tried in groups, from the logits down as in ACDC, or in the order of given scores: a group that can go goes; of
-one that cannot, the halves are tried. A circuit of K of U units takes about 2 K log2(U / K) runs, ACDC takes U. Rounds
-repeat until no single unit of the circuit could go (it is minimal in that sense): of units that stand in for each other
-one stays. Against ACDC (`tcircuits.circuits.acdc`): what is bounded is the whole divergence, not each edge's share, so
-that many small steps cannot add up; and that of the worst prompt, so that what matters to few prompts stays.
+Units are tried in groups, from the logits down as in ACDC or in the order of given scores: a group that can go goes;
+of one that cannot, the halves are tried. A circuit of K of U units takes about 2 K log2(U / K) runs, ACDC takes U.
+Rounds repeat until no single unit of the circuit could go (it is minimal in that sense): of units that stand in for
+each other one stays. Against ACDC (`tcircuits.circuits.acdc`): what is bounded is the whole divergence, not each edge's
+share, so that many small steps cannot add up; and that of the worst prompt, so that what matters to few prompts stays.
 """
 
 import time

@@ -1,8 +1,9 @@
 """A behaviour: what a model is asked, what it is asked instead, which answers are right, and how that is measured.
 
 A prompt and its counterfactual are as long as each other. Prompts of one split are padded on the left, so that the
-answer follows the last position; a model that answers at every position is asked once for each (`Prompts.back`). No text stands in two splits: what finds a circuit (`attribution`), what
-chooses among circuits (`selection`) and what they are reported on (`report`) are apart.
+answer follows the last position; a model that answers at every position is asked once for each (`Prompts.back`). No
+text stands in two splits: what finds a circuit (`attribution`), what chooses among circuits (`selection`) and what they
+are reported on (`report`) are apart.
 """
 
 from collections.abc import Mapping
