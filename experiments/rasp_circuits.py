@@ -47,7 +47,7 @@ class Config:
     """Programs; all if empty."""
     methods: tuple[str, ...] = ("gradient", "ig", "eap-ig", "exact", "topk", "pruning", "activation", "random")
     """Rankings that are tried under resampling."""
-    others: tuple[str, ...] = ("gradient", "ig", "exact", "topk")
+    others: tuple[str, ...] = ("gradient", "exact", "topk")
     """Those that are tried under the other ablations."""
     thresholds: tuple[float, ...] = (1.0, 0.1, 0.01, 0.001)
     """Of ACDC, in nats."""
