@@ -117,12 +117,12 @@ class Network:
         size, (matrix, bias) = self.sizes or self.need, self.readout
         L, D, H, K = self.weights["w_q"].shape
         V, C, M = size.vocab, size.choices, size.d_mlp
-        cfg = ModelConfig(
+        about: Any = {
             **{"family": "rasp", "n_layers": L, "d_model": size.d_model, "n_heads": H, "n_kv_heads": H},
             **{"d_head": size.d_head, "d_mlp": M, "d_vocab": V + C, "n_ctx": self.tokens.shape[1]},
             **{"norm": "none", "final_norm": False, "pre_norm": False, "activation": "relu", "gated": False},
             **{"position": "learned", "unembed_bias": True, "causal": self.causal, "attn_scale": 1.0},
-        )
+        }
         w = {name: a.astype(np.float64) for name, a in self.weights.items()}
         unembed, b_unembed = np.zeros((D, V + C)), np.full(V + C, NEVER)
         unembed[:, V : V + len(bias)], b_unembed[V : V + len(bias)] = w["unembed"] @ matrix, bias
@@ -139,7 +139,7 @@ class Network:
         embed, positions = _padded(w["embed"], (V + C, size.d_model)), _padded(w["pos_embed"], (None, size.d_model))
         last = _padded(unembed, (size.d_model, None))
         params = Params(embed, positions, block, None, last, jnp.asarray(b_unembed, jnp.float32))
-        return Model(cfg, params, None, f"rasp/{self.name}")
+        return Model(ModelConfig(**about), params, None, f"rasp/{self.name}")
 
     def behaviour(self, rounds: int = 1, seed: int = 0, *, one_place: bool = False) -> Behaviour:
         """Questions, each an input, another input in its place, and a position where the program answers.
@@ -189,9 +189,14 @@ def together(networks: Sequence[Network]) -> list[Network]:
         groups.setdefault((net.weights["w_q"].shape[0], net.weights["w_q"].shape[2]), []).append(net)
     found = []
     for group in groups.values():
-        largest = Sizes(*np.max([astuple(net.need) for net in group], 0).tolist())
-        found += [replace(net, sizes=largest) for net in group]
+        found += padded(group)
     return found
+
+
+def padded(networks: Sequence[Network]) -> list[Network]:
+    """The same networks, all of whose sizes are the largest among them."""
+    largest = Sizes(*np.max([astuple(net.need) for net in networks], 0).tolist())
+    return [replace(net, sizes=largest) for net in networks]
 
 
 def load(name: str, folder: Path = FOLDER) -> Network:

@@ -60,7 +60,7 @@ class Prompts:
     def part(self, start: int, n: int) -> "Prompts":
         """The n from `start` on, as far as there are any."""
         back = None if self.back is None else self.back[start : start + n]
-        return Prompts(*[getattr(self, name)[start : start + n] for name in ARRAYS], back)
+        return Prompts(*[getattr(self, name)[start : start + n] for name in ARRAYS], back=back)
 
     def take(self, n: int) -> "Prompts":
         """The first n."""
@@ -180,7 +180,7 @@ def load_behaviour(path: str | PathLike[str]) -> Behaviour:
     found = {name: np.asarray(file.read(name, None)) for name in wanted}
     if any(a.dtype.kind not in "iu" for a in found.values()):
         raise InputError(f"the behaviour at {path} is damaged: token ids must be integers")
-    parts = {s: Prompts(*[found[f"{s}.{name}"] for name in ARRAYS], found.get(f"{s}.back")) for s in SPLITS}
+    parts = {s: Prompts(*[found[f"{s}.{name}"] for name in ARRAYS], back=found.get(f"{s}.back")) for s in SPLITS}
     metric: Any = head["metric"]
     b = Behaviour(head["name"], head["model"], metric, parts, head.get("about", {}))
     check_behaviour(b)

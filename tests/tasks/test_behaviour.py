@@ -133,23 +133,17 @@ def test_what_does_not_fit_is_refused(tiny, made):
 
 def test_an_answer_before_the_last_position_is_that_of_the_shorter_prompt(tiny, made, tmp_path):
     """A causal model says at a position what it says at the end of the prompt that ends there."""
-    b = made["agreement"]
-    p = b["report"]
-    back = np.arange(p.n, dtype=np.int32) % 2
-    early = replace(b, splits={name: replace(q, back=back[: q.n]) for name, q in b.splits.items()})
+    b = replace(made["agreement"], splits={name: p.take(2) for name, p in made["agreement"].splits.items()})
+    p, back = b["report"], np.arange(2, dtype=np.int32)
+    early = replace(b, splits={name: replace(q, back=back) for name, q in b.splits.items()})
     np.testing.assert_array_equal(early["report"].at, p.clean.shape[1] - 1 - back)
     save_behaviour(early, tmp_path / "early")
-    np.testing.assert_array_equal(load_behaviour(tmp_path / "early")["report"].part(1, 2).back, back[1:3])
+    np.testing.assert_array_equal(load_behaviour(tmp_path / "early")["report"].part(1, 2).back, [1])
+    short = replace(p.part(1, 1), clean=p.clean[1:, :-1], other=p.other[1:, :-1])
+    cut = replace(b, splits=dict(b.splits) | {"report": short})
     units = tc.units_of(tiny.cfg, ("head",))
-    whole = np.ones((1, units.n))
-    found = tc.run_circuits(tiny, early, whole, units).model.metric
-    right = []
-    for i in range(p.n):
-        n = p.clean.shape[1] - back[i]
-        short = replace(p.part(i, 1), clean=p.clean[i : i + 1, :n], other=p.other[i : i + 1, :n])
-        cut = replace(b, splits=dict(b.splits) | {"report": short})
-        right.append(tc.run_circuits(tiny, cut, whole, units).model.metric[0])
-        assert capability(tiny, replace(early, splits={"report": early["report"].part(i, 1)}), "report") == capability(
-            tiny, cut, "report"
-        )
-    np.testing.assert_allclose(found, right, atol=1e-5)
+    found, whole, ends = (tc.run_circuits(tiny, x, np.ones((1, units.n)), units).model.metric for x in (early, b, cut))
+    np.testing.assert_allclose(found, [whole[0], ends[0]], atol=1e-5)
+    assert abs(whole[1] - ends[0]) > 1e-3
+    alone = replace(early, splits={"report": early["report"].part(1, 1)})
+    assert capability(tiny, alone, "report") == capability(tiny, cut, "report")
