@@ -71,8 +71,8 @@ def projection(sop: Any, labels: list[str], values: list[Any]) -> np.ndarray:
     return found
 
 
-def record(name: str, program: Program) -> None:
-    """Compile one program and write its record."""
+def described(program: Program) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Compile one program: what its record says in words, and its arrays."""
     sop, model = compiled(program)
     encode, decode = model.input_encoder.encoding_map, model.output_encoder
     categorical = hasattr(decode, "encoding_map")
@@ -84,7 +84,6 @@ def record(name: str, program: Program) -> None:
     arrays["unembed"] = projection(sop, model.residual_labels, values)
     outputs = model.forward(model.params, tokens.astype(np.int32)).transformer_output.output @ arrays["unembed"]
     head = {
-        "name": name,
         "vocab": sorted((t for t in encode), key=encode.__getitem__),
         "values": values,
         "answers": answers,
@@ -92,7 +91,7 @@ def record(name: str, program: Program) -> None:
         "causal": program.causal,
         "compiler": "tracr-pypi 1.0.0",
     }
-    write_record(FOLDER / name, KIND, VERSION, head, arrays | {"tokens": tokens, "outputs": np.asarray(outputs)})
+    return head, arrays | {"tokens": tokens, "outputs": np.asarray(outputs)}
 
 
 def _told(value: Any, categorical: bool) -> Any:
@@ -103,7 +102,8 @@ def _told(value: Any, categorical: bool) -> Any:
 def main(cfg: Config) -> None:
     """Compile and write."""
     for name in cfg.only or PROGRAMS:
-        record(name, PROGRAMS[name])
+        head, arrays = described(PROGRAMS[name])
+        write_record(FOLDER / name, KIND, VERSION, {"name": name} | head, arrays)
         print(f"{name}: {(FOLDER / name).with_suffix('.npz').stat().st_size:,} bytes", flush=True)
 
 
