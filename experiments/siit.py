@@ -44,7 +44,7 @@ from tcircuits.models.config import ModelConfig
 from tcircuits.models.model import Model
 from tcircuits.models.params import Params, abstract, init
 from tcircuits.tasks.behaviour import Behaviour
-from tcircuits.types import Array, Float, Int
+from tcircuits.types import Array, Float, InputError, Int
 
 WEIGHTS = Path(__file__).parent / "rasp" / "siit.npz"
 PUBLISHED = {"acdc": 0.95, "eap-ig": 0.90, "gradient": 0.20}  # medians of InterpBench over 86 models, as quoted
@@ -62,7 +62,7 @@ class Config:
     """Programs of at most two layers, five positions and 81 inputs."""
     d_model: int = 16
     d_mlp: int = 48
-    steps: int = 800
+    steps: int = 400
     batch: int = 48
     """Pairs of inputs of each network in a step."""
     lr: float = 5e-3
@@ -265,38 +265,51 @@ def _area(edges: Edges, values: Float[np.ndarray, " U"], g: Goal) -> float | Non
     return auroc(np.array(list(best.values())), np.array([e in g.edges for e in best]))
 
 
-def stored(goals: Sequence[Goal], params: Params) -> None:
-    """Keep the weights, float16, with the assignment."""
+def stored(cfg: Config, goals: Sequence[Goal]) -> None:
+    """Train, and keep the weights, float16, with the assignment and what it took."""
+    start, cpu = time.perf_counter(), time.process_time()
+    model_cfg = config(cfg, goals[0].net)
+    params = train(cfg, model_cfg, units_of(model_cfg, ("head", "mlp")), goals)
     arrays = {str(i): np.asarray(a, np.float16) for i, a in enumerate(jax.tree.leaves(params))}
-    about = {g.net.name: {str(u): node for u, node in g.assigned.items()} for g in goals}
-    np.savez_compressed(WEIGHTS, about=json.dumps(about), **cast(Any, arrays))
+    assigned = {g.net.name: {str(u): node for u, node in g.assigned.items()} for g in goals}
+    took = {"steps": cfg.steps, "wall_seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+    np.savez_compressed(WEIGHTS, about=json.dumps({"assigned": assigned, "training": took}), **cast(Any, arrays))
 
 
-def taken(model_cfg: ModelConfig, goals: Sequence[Goal]) -> Params:
-    """The weights that `stored` kept, float32, of these goals."""
+def taken(model_cfg: ModelConfig, goals: Sequence[Goal]) -> tuple[Params, dict[str, float]]:
+    """The weights that `stored` kept, float32, of these goals, and what training took.
+
+    Raises:
+        InputError: they were trained with other assignments.
+    """
     with np.load(WEIGHTS) as file:
         about = json.loads(str(file["about"]))
-        at = jnp.asarray([list(about).index(g.net.name) for g in goals])
+        kept = {name: {int(u): node for u, node in row.items()} for name, row in about["assigned"].items()}
+        wrong = [g.net.name for g in goals if kept.get(g.net.name) != g.assigned]
+        if wrong:
+            raise InputError(f"{WEIGHTS.name} has no networks for {', '.join(wrong)} with these assignments: train")
+        at = jnp.asarray([list(kept).index(g.net.name) for g in goals])
         tree = jax.tree.structure(abstract(model_cfg))
-        return jax.tree.unflatten(tree, [jnp.asarray(file[str(i)], jnp.float32)[at] for i in range(tree.num_leaves)])
+        leaves = [jnp.asarray(file[str(i)], jnp.float32)[at] for i in range(tree.num_leaves)]
+        return jax.tree.unflatten(tree, leaves), about["training"]
 
 
 def main(cfg: Config) -> None:
     """Train (or load), test, rank, print, write."""
     networks = {net.name: net for net in padded([load(name) for name in cfg.programs])}
     model_cfg = config(cfg, networks[cfg.programs[0]])
-    units, start = units_of(model_cfg, ("head", "mlp")), time.perf_counter()
+    units, rows = units_of(model_cfg, ("head", "mlp")), []
     goals = [goal(networks[name], units, cfg.seed + i) for i, name in enumerate(cfg.programs)]
     if cfg.train:
-        stored(goals, train(cfg, model_cfg, units, goals))
-    seconds, params, rows = time.perf_counter() - start, taken(model_cfg, goals), []
+        stored(cfg, goals)
+    params, took = taken(model_cfg, goals)
     for i, g in enumerate(goals):
         model = Model(model_cfg, jax.tree.map(lambda a, i=i: a[i], params), None, g.net.model.name)
         row = {"program": g.net.name, "true": len(g.edges)} | tested(cfg, model, units, g)
         rows.append(row | {"auroc": ranks(cfg, model, g.net.behaviour(seed=cfg.seed), g)})
         show("networks", [{k: v for k, v in r.items() if k != "auroc"} | r["auroc"] for r in rows])
         medians = {m: float(np.median([r["auroc"][m] for r in rows])) for m in rows[0]["auroc"]}
-        save("siit", cfg, {"training_seconds": seconds, "median_auroc": medians, "published": PUBLISHED, "rows": rows})
+        save("siit", cfg, {"training": took, "median_auroc": medians, "published": PUBLISHED, "rows": rows})
 
 
 if __name__ == "__main__":
