@@ -67,6 +67,7 @@ def held(cfg: Config, shape: ModelConfig, method: Method) -> dict[str, Any]:
     answers = jax.ShapeDtypeStruct((cfg.prompts, 1), jnp.int32)
     valid = jax.ShapeDtypeStruct(tokens.shape, jnp.bool_)
     prompts = {"clean": tokens, "other": tokens, "valid": valid, "right": answers, "wrong": answers}
+    prompts["at"] = jax.ShapeDtypeStruct((cfg.prompts,), jnp.int32)
     run = program(Setting(shape, edges_of(shape), "logit_difference"), method)
     memory: Any = jax.jit(run).lower(params, None, None, at, at, prompts).compile().memory_analysis()
     about = {"method": method, "prompts": cfg.prompts, "layers": shape.n_layers, "heads": shape.n_heads}

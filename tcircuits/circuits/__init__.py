@@ -21,6 +21,7 @@ from tcircuits.circuits.circuit import Circuit, load_circuit, save_circuit
 from tcircuits.circuits.coarse_quality import Quality, coarse_quality
 from tcircuits.circuits.discover import discover
 from tcircuits.circuits.edges import Edges, edges_of
+from tcircuits.circuits.elimination import eliminate
 from tcircuits.circuits.graph_build import build_graph
 from tcircuits.circuits.group_search import How, Search, group_search, single_search
 from tcircuits.circuits.hierarchy import coarse_edges, hierarchy
@@ -66,6 +67,7 @@ __all__ = [
     "coarse_quality",
     "discover",
     "edges_of",
+    "eliminate",
     "group_search",
     "hierarchy",
     "interchange",

@@ -46,6 +46,7 @@ def edge_scores(
     params: Params,
     edges: Edges,
     valid: Bool[Array, " T"],
+    place: Array,
     gap: Written,
     start: Float[Array, "P T D"],
     weight: Float[Array, " P"],
@@ -58,16 +59,17 @@ def edge_scores(
         params: weights.
         edges: of this model (static).
         valid: which tokens are no padding.
+        place: the position of the answer.
         gap: what each writer writes on the prompt, less its reference.
         start: the stream before layer 0 at each point.
         weight: of the points.
-        metric: of the last logits.
+        metric: of the logits there.
     """
     wide = jnp.promote_types(params.embed.dtype, jnp.float32)
 
     def add(total: Array, point: tuple[Array, Array]) -> tuple[Array, None]:
         x, share = point
-        return total + share.astype(wide) * _at(cfg, params, edges, valid, gap, x, metric).astype(wide), None
+        return total + share.astype(wide) * _at(cfg, params, edges, valid, place, gap, x, metric).astype(wide), None
 
     zeros = jnp.zeros(edges.allowed.shape, wide)
     scores = jax.lax.scan(add, zeros, (start, weight))[0]
@@ -80,12 +82,13 @@ def _at(
     params: Params,
     edges: Edges,
     valid: Bool[Array, " T"],
+    place: Array,
     gap: Written,
     start: Float[Array, "T D"],
     metric: Metric,
 ) -> Float[Array, "R W"]:
     """What each writer's gap is worth at each reader, allowed or not, for one stream before layer 0."""
-    slopes, last, streams = gradients(cfg, params, valid, start, metric)
+    slopes, last, streams = gradients(cfg, params, valid, place, start, metric)
 
     def layer(carry: None, item: Any) -> tuple[None, Array]:
         block, slope, stream = item
@@ -97,7 +100,12 @@ def _at(
 
 
 def gradients(
-    cfg: ModelConfig, params: Params, valid: Bool[Array, " T"], start: Float[Array, "T D"], metric: Metric
+    cfg: ModelConfig,
+    params: Params,
+    valid: Bool[Array, " T"],
+    place: Array,
+    start: Float[Array, "T D"],
+    metric: Metric,
 ) -> tuple[dict[str, Array], Float[Array, "T D"], dict[str, Array]]:
     """Derivatives of the metric at each layer's queries, keys, values and MLP input, and at the last stream.
 
@@ -121,7 +129,8 @@ def gradients(
 
     def value(add: dict[str, Array], last: Array) -> tuple[Array, dict[str, Array]]:
         x, kept = jax.lax.scan(step, start, (params.blocks, jnp.arange(L), layer_kinds(cfg), add))
-        return metric(logits_from(cfg, params, (x + last)[-1:], Tap((), (), 0, positions[-1:]))[-1]), kept
+        end = jax.lax.dynamic_slice_in_dim(x + last, place, 1)
+        return metric(logits_from(cfg, params, end, Tap((), (), 0, positions[place][None]))[0]), kept
 
     (slopes, last), kept = jax.grad(value, (0, 1), has_aux=True)(zeros, jnp.zeros((T, D), dtype))
     return slopes, last, kept

@@ -70,6 +70,8 @@ def build_graph(
         InputError: units without features, no prompts, what `run_circuits` and `attribute_batch` refuse.
     """
     check(model, behaviour, units, dictionary, ablation, errors, split)
+    if behaviour[split].back is not None:
+        raise InputError("answers before the last position: a behaviour's graph is of what is said at the last one")
     if "feature" not in units.kinds:
         raise InputError(f"units are {', '.join(units.kinds)}: a behaviour's graph has features among its nodes")
     if min(x for x in (batch, prompts, lengths) if x is not None) < 1:

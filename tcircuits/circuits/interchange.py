@@ -120,4 +120,5 @@ def choices(model: Model, behaviour: Behaviour, *, split: str = "report", batch:
 @partial(jax.jit, static_argnames="cfg")
 def _choices(cfg: ModelConfig, params: Params, prompts: dict[str, Any]) -> Int[Any, " N"]:
     logits = forward(cfg, params, prompts["other"], mask=prompts["valid"]).logits
-    return jnp.argmax(logits[:, -1], -1).astype(jnp.int32)
+    ends = jnp.take_along_axis(logits, prompts["at"][:, None, None], 1)[:, 0]
+    return jnp.argmax(ends, -1).astype(jnp.int32)

@@ -100,7 +100,7 @@ def _sweep(
 
     def one(p: dict[str, Array]) -> tuple[Array, Array, dict[str, Array]]:
         runs = {k: forward_one(cfg, params, p[k], mask=p["valid"], sites=sites)[0] for k in ("clean", "other")}
-        told = {k: metric(name, out.logits[-1], p["right"], p["wrong"]) for k, out in runs.items()}
+        told = {k: metric(name, out.logits[p["at"]], p["right"], p["wrong"]) for k, out in runs.items()}
         base, source = ("other", "clean") if direction == "denoise" else ("clean", "other")
         position = jnp.maximum(jnp.cumsum(p["valid"]) - 1, 0)
 
@@ -115,7 +115,7 @@ def _sweep(
                 start = position[t][None]
                 edit = Edit(site, "set", layer[None].astype(jnp.int32), start, start + 1, values[layer, t][None], where)
                 out, _, _ = forward_one(cfg, params, p[base], mask=p["valid"], edits=(edit,))
-                return jnp.where(p["valid"][t], metric(name, out.logits[-1], p["right"], p["wrong"]), told[base])
+                return jnp.where(p["valid"][t], metric(name, out.logits[p["at"]], p["right"], p["wrong"]), told[base])
 
             found = jax.lax.map(place, jnp.arange(L * heads * T), batch_size=AT_ONCE)
             return found.reshape((L, heads, T) if site in HEADS else (L, T))

@@ -175,6 +175,7 @@ def parts(model: Model, p: Prompts, batch: int) -> list[dict[str, Array]]:
         batch = -(-batch // mesh.shape["data"]) * mesh.shape["data"]
     batch = min(batch, p.n) if mesh is None else batch
     arrays = {"clean": p.clean, "other": p.other, "valid": p.valid, "right": p.right, "wrong": p.wrong}
+    arrays["at"] = p.at
     found = []
     for start in range(0, p.n, batch):
         at = np.minimum(np.arange(start, start + batch), p.n - 1)
@@ -221,7 +222,7 @@ def record(
 def both(
     s: Setting, params: Params, d: Any, mean: Worth | None, p: dict[str, Array]
 ) -> tuple[Float[Array, " V"], Worth, Worth]:
-    """The model's last logits on a prompt, what its units are worth there, and their reference values."""
+    """The model's logits at a prompt's answer, what its units are worth there, and their reference values."""
     logits, clean = record(s, params, d, p["clean"], p["valid"])
     match s.ablation:
         case "resample":
@@ -231,7 +232,7 @@ def both(
             reference = jax.tree.map(_aligned, mean, clean)
         case "zero":
             reference = jax.tree.map(jnp.zeros_like, clean)
-    return logits[-1], clean, reference
+    return logits[p["at"]], clean, reference
 
 
 def _aligned(mean: Float[Array, "L M *X"], own: Float[Array, "L T *X"]) -> Float[Array, "L T *X"]:
@@ -244,14 +245,15 @@ def _aligned(mean: Float[Array, "L M *X"], own: Float[Array, "L T *X"]) -> Float
 def masked(
     s: Setting, params: Params, d: Any, mask: Float[Array, " U"], clean: Worth, reference: Worth, p: dict[str, Array]
 ) -> Float[Array, " V"]:
-    """The last logits of a circuit."""
+    """The logits of a circuit at a prompt's answer."""
     by_kind = s.units.split(mask)
     if isinstance(s.units, Edges):
         assert isinstance(reference, Written)
-        return edge_forward.run(s.cfg, params, s.units, p["clean"], p["valid"], by_kind, reference)[-1]
+        return edge_forward.run(s.cfg, params, s.units, p["clean"], p["valid"], by_kind, reference)[p["at"]]
     assert isinstance(clean, Values)
     assert isinstance(reference, Values)
-    return run(s.cfg, params, d, s.units, p["clean"], p["valid"], by_kind, reference, clean, s.errors)[0][-1]
+    logits, _ = run(s.cfg, params, d, s.units, p["clean"], p["valid"], by_kind, reference, clean, s.errors)
+    return logits[p["at"]]
 
 
 def judged(s: Setting, logits: Float[Array, " V"], own: Float[Array, " V"], p: dict[str, Array]) -> Answers:

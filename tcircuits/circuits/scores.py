@@ -190,7 +190,7 @@ def _of_edges(
         def value(logits: Array) -> Array:
             return metric(s.metric, logits, p["right"], p["wrong"])
 
-        return edge_scores(s.cfg, params, edges, p["valid"], gap, start, weight, value)
+        return edge_scores(s.cfg, params, edges, p["valid"], p["at"], gap, start, weight, value)
 
     with jax.default_matmul_precision("highest"):
         return jax.vmap(one)(prompts)

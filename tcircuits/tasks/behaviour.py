@@ -1,8 +1,9 @@
 """A behaviour: what a model is asked, what it is asked instead, which answers are right, and how that is measured.
 
 A prompt and its counterfactual are as long as each other. Prompts of one split are padded on the left, so that the
-answer always follows the last position. No text stands in two splits: what finds a circuit (`attribution`), what
-chooses among circuits (`selection`) and what they are reported on (`report`) are apart.
+answer follows the last position; a model that answers at every position is asked once for each (`Prompts.back`). No
+text stands in two splits: what finds a circuit (`attribution`), what chooses among circuits (`selection`) and what they
+are reported on (`report`) are apart.
 """
 
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ class Prompts:
         other: their counterfactuals, [N, T]: the answer that is wrong after `clean` is right after these.
         padding: how many positions at the start are none, [N].
         right, wrong: token ids of right and wrong answers, [N, A] and [N, W], filled up with -1.
+        back: how far before the last position the answer is read, [N]; None reads it at the last everywhere.
     """
 
     clean: Int[np.ndarray, "N T"]
@@ -43,6 +45,7 @@ class Prompts:
     padding: Int[np.ndarray, " N"]
     right: Int[np.ndarray, "N A"]
     wrong: Int[np.ndarray, "N W"]
+    back: Int[np.ndarray, " N"] | None = None
 
     @property
     def n(self) -> int:
@@ -54,9 +57,20 @@ class Prompts:
         """Which positions are tokens."""
         return np.arange(self.clean.shape[1]) >= self.padding[:, None]
 
+    @property
+    def at(self) -> Int[np.ndarray, " N"]:
+        """The position of each answer."""
+        last = np.full(self.n, self.clean.shape[1] - 1, np.int32)
+        return last if self.back is None else last - self.back
+
+    def part(self, start: int, n: int) -> "Prompts":
+        """The n from `start` on, as far as there are any."""
+        back = None if self.back is None else self.back[start : start + n]
+        return Prompts(*[getattr(self, name)[start : start + n] for name in ARRAYS], back=back)
+
     def take(self, n: int) -> "Prompts":
         """The first n."""
-        return Prompts(*[getattr(self, name)[:n] for name in ARRAYS])
+        return self.part(0, n)
 
 
 @dataclass(frozen=True)
@@ -136,6 +150,8 @@ def _problems(p: Prompts, d_vocab: int | None) -> list[str]:
     wrong = []
     if ((p.padding < 0) | (p.padding >= p.clean.shape[1])).any():
         wrong.append(f"padding {p.padding.min()}..{p.padding.max()} leaves no token of {p.clean.shape[1]}")
+    if p.back is not None and (p.back.shape != (p.n,) or (p.back < 0).any() or (p.at < p.padding).any()):
+        wrong.append(f"answers {p.back.tolist()[:8]} positions before the last one lie outside the prompts")
     top = np.iinfo(np.int32).max if d_vocab is None else d_vocab
     for name in ("clean", "other"):
         ids = getattr(p, name)
@@ -160,6 +176,7 @@ def save_behaviour(b: Behaviour, path: str | PathLike[str]) -> None:
     """
     check_behaviour(b)
     arrays = {f"{split}.{name}": getattr(p, name) for split, p in b.splits.items() for name in ARRAYS}
+    arrays |= {f"{split}.back": p.back for split, p in b.splits.items() if p.back is not None}
     head = {"name": b.name, "model": b.model, "metric": b.metric, "about": dict(b.about)}
     write_record(path, "behaviour", VERSION, head, arrays)
 
@@ -174,11 +191,13 @@ def load_behaviour(path: str | PathLike[str]) -> Behaviour:
     try:
         said = checked({name: head[name] for name in HEAD if name in head}, HEAD, frozenset({"about"}))
         wanted = {f"{s}.{name}": ("iu", tuple(f"{s}.{x}" for x in AXES[name])) for s in SPLITS for name in ARRAYS}
+        early = [s for s in SPLITS if f"{s}.back" in file.headers]
+        wanted |= {f"{s}.back": ("iu", tuple(f"{s}.{x}" for x in AXES["padding"])) for s in early}
         fitting(file, wanted, {})
         found = read_all(file)
     except (InputError, MalformedError) as problem:
         raise InputError(f"the behaviour at {path} is damaged: {problem}") from None
-    parts = {s: Prompts(*[found[f"{s}.{name}"] for name in ARRAYS]) for s in SPLITS}
+    parts = {s: Prompts(*[found[f"{s}.{name}"] for name in ARRAYS], back=found.get(f"{s}.back")) for s in SPLITS}
     b = Behaviour(**said, splits=parts)
     check_behaviour(b)
     return b

@@ -1,6 +1,7 @@
 """Can the model do it at all? A circuit of what a model cannot do explains nothing."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ class Capability:
 def capability(model: Model, behaviour: Behaviour, split: str = "selection", *, batch: int = 64) -> Capability:
     """What the model does on a split."""
     p = behaviour[split]
-    found = np.concatenate([_hits(model, _part(p, i, batch)) for i in range(0, p.n, batch)], 1)
+    found = np.concatenate([_hits(model, p.part(i, batch)) for i in range(0, p.n, batch)], 1)
     return Capability(p.n, float(found[0].mean()), float(found[1].mean()))
 
 
@@ -48,20 +49,19 @@ def check_capability(
     return found
 
 
-def _part(p: Prompts, start: int, n: int) -> Prompts:
-    return Prompts(*[a[start : start + n] for a in (p.clean, p.other, p.padding, p.right, p.wrong)])
-
-
 def _hits(model: Model, p: Prompts) -> np.ndarray:
-    logits = _last(model, jnp.asarray(p.clean), jnp.asarray(p.valid))
+    logits = _answered(model, jnp.asarray(p.clean), jnp.asarray(p.valid), jnp.asarray(p.at))
     return np.asarray(_judged(logits, jnp.asarray(p.right), jnp.asarray(p.wrong)))
 
 
-def _last(model: Model, tokens: Array, valid: Array) -> Array:
+def _answered(model: Model, tokens: Array, valid: Array, at: Array) -> Array:
+    """The logits where the answers are read."""
     cfg = model.cfg
-    return jax.jit(lambda params, tokens, valid: forward(cfg, params, tokens, mask=valid).logits[:, -1])(
-        model.params, tokens, valid
-    )
+
+    def run(params: Any, tokens: Array, valid: Array, at: Array) -> Array:
+        return forward(cfg, params, tokens, mask=valid).logits[jnp.arange(len(tokens)), at]
+
+    return jax.jit(run)(model.params, tokens, valid, at)
 
 
 @jax.jit

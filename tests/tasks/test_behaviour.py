@@ -116,6 +116,10 @@ def test_what_does_not_fit_is_refused(tiny, made):
             {"splits": dict(b.splits) | {"report": replace(b["report"], padding=b["report"].padding[1:])}},
             "same prompts",
         ),
+        (
+            {"splits": dict(b.splits) | {"report": replace(b["report"], back=np.full(b["report"].n, 99))}},
+            "outside the prompts",
+        ),
     ):
         with pytest.raises(InputError, match=words):
             check_behaviour(replace(b, **change), tiny.cfg.d_vocab)
@@ -176,3 +180,21 @@ def test_answers_of_any_number_take_no_more_memory_than_their_file():
     both.wrong[0, 77] = 90_000
     with pytest.raises(InputError, match="prompt 0 has an answer that is right and wrong"):
         check_behaviour(Behaviour("b", "m", "logit_difference", splits | {"report": both}))
+
+
+def test_an_answer_before_the_last_position_is_that_of_the_shorter_prompt(tiny, made, tmp_path):
+    """A causal model says at a position what it says at the end of the prompt that ends there."""
+    b = replace(made["agreement"], splits={name: p.take(2) for name, p in made["agreement"].splits.items()})
+    p, back = b["report"], np.arange(2, dtype=np.int32)
+    early = replace(b, splits={name: replace(q, back=back) for name, q in b.splits.items()})
+    np.testing.assert_array_equal(early["report"].at, p.clean.shape[1] - 1 - back)
+    save_behaviour(early, tmp_path / "early")
+    np.testing.assert_array_equal(load_behaviour(tmp_path / "early")["report"].part(1, 2).back, [1])
+    short = replace(p.part(1, 1), clean=p.clean[1:, :-1], other=p.other[1:, :-1])
+    cut = replace(b, splits=dict(b.splits) | {"report": short})
+    units = tc.units_of(tiny.cfg, ("head",))
+    found, whole, ends = (tc.run_circuits(tiny, x, np.ones((1, units.n)), units).model.metric for x in (early, b, cut))
+    np.testing.assert_allclose(found, [whole[0], ends[0]], atol=1e-5)
+    assert abs(whole[1] - ends[0]) > 1e-3
+    alone = replace(early, splits={"report": early["report"].part(1, 1)})
+    assert capability(tiny, alone, "report") == capability(tiny, cut, "report")
