@@ -249,7 +249,6 @@ __all__ = [
     "scores",
     "steer",
     "through_heads",
-    "tree_scores",
     "trim",
     "unit_hold",
     "unit_scores",
