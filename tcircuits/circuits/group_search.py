@@ -159,15 +159,29 @@ class _Searching:
                 item = heapq.heappop(self.heap)
                 self.candidates[item[2].members] = True
                 self.leaves.append((item[2], -item[0]))
-            if not self.heap or len(found) + len(self.below(self.heap[0][2])) > room:
+            if not self.heap or len(found) >= room:
                 break
-            found += self.below(heapq.heappop(self.heap)[2])
+            below, left = self.below(self.heap[0][2]), room - len(found)
+            if len(below) <= left:
+                found += self.below(heapq.heappop(self.heap)[2])
+            elif all(len(s.members) == 1 for s in below):
+                found += self.some(left)
+                break
+            else:
+                break
         return found
+
+    def some(self, room: int) -> list[_Set]:
+        """The first members of the large leaf on top, by the prior; the rest waits in its place."""
+        priority, _, s = heapq.heappop(self.heap)
+        members = s.members[np.argsort(-np.abs(self.prior[s.members]), kind="stable")]
+        self.push(_Set(-1, members[room:]), -priority)
+        return [_Set(-1, members[i : i + 1]) for i in range(room)]
 
     def run(self) -> Search:
         """Step by step until there is a reason to stop."""
         calls = self.measure.overhead + (self.how.target is not None)
-        calls += self.measure.overhead + PREFIXES if self.how.base == "left" else 0
+        calls += 2 * self.measure.overhead + PREFIXES + 1 if self.how.base == "left" else 0
         stopped = "done"
         while self.heap:
             found = self.step(self.how.budget - self.measure.spent - calls)

@@ -135,6 +135,15 @@ def test_large_leaves_are_measured_one_by_one():
     found = group_search(measure, h, np.arange(N), How(10_000, 1e-4))
     assert set(found.order) == set(np.flatnonzero(effect))
     assert sorted({len(m) for m, _, _ in found.sets}) == [1, 40]
+    prior = np.arange(N, 0, -1.0)  # what does not fit the budget is left; the prior says what goes first
+    measure, _ = additive(effect)
+    part = group_search(measure, h, np.arange(N), How(20, 1e-4, "whole"), prior)
+    assert part.stopped == "budget"
+    assert part.spent == 20
+    singles = [int(m[0]) for m, _, _ in part.sets if len(m) == 1]
+    assert len(singles) == 20 - 2 - 3
+    assert singles == sorted(singles)
+    assert len({i % 3 for i in singles}) == 1
 
 
 def test_single_ablations_take_what_the_budget_allows():
