@@ -98,7 +98,9 @@ def read_saved(path: str | Path) -> Saved:
     active, tokens = integers("active_features"), integers("input_tokens")
     selected = integers("selected_features") if "selected_features" in file.headers else np.arange(len(active))
     raise_problems(path, FAILED, _outside("selected_features", selected, len(active)))
-    targets = listed or [("", int(i)) for i in next(integers(name) for name in IDS if name in file.headers)]
+    targets = listed or [("", int(i)) for name in IDS if name in file.headers for i in integers(name)]
+    if not targets:
+        raise_problems(path, FAILED, [f"it names no targets ({' or '.join(IDS)})"])
     known = "activation_values" in file.headers
     cfg = about["cfg"]
     return Saved(

@@ -162,7 +162,7 @@ def family_of(raw: Mapping[str, Any]) -> Family:
         return FAMILIES[kind]
     close = difflib.get_close_matches(str(kind), FAMILIES, 1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise InputError(f"model_type is {kind!r}; supported are {', '.join(FAMILIES)}{hint}")
+    raise InputError(f"model_type is {kind!r:.60}; supported are {', '.join(FAMILIES)}{hint}")
 
 
 def _switches(family: Family, f: Fields) -> dict[str, Any]:
@@ -200,8 +200,10 @@ def config_from_hf(raw: Mapping[str, Any], *, allow_unknown: Iterable[str] = ())
     outer = _WRAPPER if family.inner else family.neutral
     unknown = [name for name in f.unknown(NEUTRAL | outer) if name not in {*allow_unknown}]
     if unknown:
+        shown = [f"{name:.60}" for name in unknown[:20]]
+        rest = f", and {len(unknown) - 20} more" if len(unknown) > 20 else ""
         f.problems.append(
-            f"unknown fields: {', '.join(unknown)} (if they change nothing, pass allow_unknown={unknown!r})",
+            f"unknown fields: {', '.join(shown)}{rest} (if they change nothing, pass allow_unknown={shown!r})",
         )
     if f.problems:
         raise InputError(f"configuration of a {raw['model_type']} model: " + "; ".join(f.problems))

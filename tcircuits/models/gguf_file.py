@@ -32,6 +32,8 @@ def open_gguf(path: Path, name: str | None = None) -> Source:
 
     def n_bytes(t: TensorInfo) -> int:
         block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(t.kind)]
+        if not t.shape or t.shape[-1] % block:
+            raise InputError(f"{t.name:.60} has shape {t.shape!s:.80}, no multiple of the {block} values of a block")
         return math.prod(t.shape) // block * size
 
     fields, stored = read_header(path, n_bytes)

@@ -242,6 +242,11 @@ def test_contents_that_do_not_fit_are_refused(name, tmp_path):
     assert str(path) in str(found.value)
 
 
+def test_a_graph_without_targets_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"names no targets \(logit_targets or logit_tokens\)"):
+        tc.load_graph(changed(tmp_path, drop=["logit_tokens"], logit_targets=[]))
+
+
 def test_all_problems_come_at_once(tmp_path):
     path = changed(tmp_path, scan=3, input_string=None, drop=["input_tokens"])
     with pytest.raises(InputError, match=r"(?s)input_string.*scan is 3.*missing: input_tokens"):

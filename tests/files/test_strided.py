@@ -68,3 +68,15 @@ def test_chunks_are_seamless():
     np.testing.assert_array_equal(read(t), data)
     part = (slice(storages.CHUNK - 5, 2 * storages.CHUNK + 5),)
     np.testing.assert_array_equal(read(t, part), data[part])
+
+
+def test_sizes_that_are_nested_without_end_are_told_in_a_word():
+    """Written out, this has 2**80 brackets: pickles can make it of 160 bytes."""
+    nested = ()
+    for _ in range(80):
+        nested = (nested, nested)
+    storage = storages.of_bytes(bytes(8))
+    for shape, strides, offset in (((nested,), None, 0), ((1,), (nested,), 0), ((1,), (1,), nested)):
+        with pytest.raises(MalformedError, match=r"large or wrong tuple|offset|shape") as found:
+            placed(storage, "U8", shape, strides, offset)
+        assert len(str(found.value)) < 300

@@ -122,6 +122,13 @@ def test_all_problems_come_at_once():
         assert part in str(error.value)
 
 
+def test_names_of_thousands_of_letters_are_told_in_part():
+    for changes in ({"x" * 9000: 1}, {f"field_{i}": i for i in range(3000)}, {"model_type": "y" * 9000}):
+        with pytest.raises(InputError) as found:
+            config_from_hf(LLAMA | changes)
+        assert len(str(found.value)) < 2500
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

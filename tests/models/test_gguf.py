@@ -204,3 +204,15 @@ def test_glassllm_equals_its_own_numpy_model():
     assert ours.tokenizer.encode(text) == ids
     got = np.asarray(bridge.logits(ours.cfg, ours.params, np.array([ids]))[0])
     np.testing.assert_allclose(got, theirs(ids).data[0], rtol=0, atol=5e-5)
+
+
+def test_a_tensor_that_is_no_whole_number_of_blocks_is_refused(tmp_path):
+    """32 values, said to be stored in blocks of 256: the library would unpack nothing, and trip over it."""
+    write_gguf(tmp_path / "x.gguf", "llama-mha")
+    data = (tmp_path / "x.gguf").read_bytes()
+    name = b"output_norm.weight"
+    at = data.index(name) + len(name) + 4 + 8
+    assert data[at : at + 4] == bytes(4)  # F32
+    (tmp_path / "x.gguf").write_bytes(data[:at] + bytes([12, 0, 0, 0]) + data[at + 4 :])
+    with pytest.raises(InputError, match=r"output_norm\.weight has shape .* no multiple of the 256 values of a block"):
+        load_model(tmp_path / "x.gguf")
