@@ -4,21 +4,15 @@ python -m experiments.figures            prints the table
 python -m experiments.figures --write    puts it between the markers in README.md
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from experiments.figures_circuits import circuit_rows
+from experiments.reading import Row, read
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "experiments" / "results"
 BEGIN = "<!-- figures: written by `make figures` -->"
 END = "<!-- end of figures -->"
-Row = tuple[str, str, str]
-
-
-def read(name: str) -> dict[str, Any]:
-    """One result file."""
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def reference_rows() -> list[Row]:
@@ -239,43 +233,6 @@ def smollm2_rows() -> list[Row]:
     parts.append(f"all three: {100 * every['value']:.0f} % [{100 * every['low']:.0f}, {100 * every['high']:.0f}]")
     what = f"the same on held-out prose, {held['positions']:,} positions"
     return [*rows, (what, "; ".join(parts), "experiments.smollm2_transcoders")]
-
-
-def circuit_rows() -> list[Row]:
-    """Circuits of the embedded model, and how fast they run."""
-    rows: list[Row] = []
-    for c in read("circuit_baselines")["figures"]["cases"]:
-        first, nulls = c["rows"][0], c["nulls"]
-        if first["units"] == "head,mlp":
-            continue
-        by = {r["method"]: r for r in c["rows"]}
-        f = first["faithfulness"]
-        what = f"`tiny`, {first['task'].replace('_', '-')}: {first['kept']} of {first['of']:,} "
-        what += "edges" if first["units"] == "edge" else "heads and neurons"
-        text = f"faithfulness {f['value']:.2f} [{f['low']:.2f}, {f['high']:.2f}], phi {first['phi']['value']:.2f}; "
-        text += f"nothing: phi {nulls['nothing_phi']:.2f}; 95th percentile of random: "
-        text += f"{nulls['random_faithfulness_95']:.2f}, {nulls['random_phi_95']:.2f}; CMD "
-        text += ", ".join(f"{m} {r['CMD']:.3f}" for m, r in by.items() if m != "random")
-        rows.append((what, text, "experiments.circuit_baselines"))
-    for b in read("bench_circuits")["figures"]["rows"]:
-        what = f"circuits on prompts of `tiny` a second, {b['n']:,} units ({b['units']})"
-        text = f"{b['together']:,.0f} together, {b['single']:,.0f} one at a time: {b['ratio']:.0f}x"
-        rows.append((what, text, "experiments.bench.circuits"))
-    return [*rows, *edge_rows()]
-
-
-def edge_rows() -> list[Row]:
-    """What scores of all edges cost."""
-    f = read("bench_edges")["figures"]
-    by, memory = {r["method"]: r for r in f["every_edge"]}, f["memory"]
-    what = f"scores of all {by['exact']['edges']} edges of `tiny`, {by['exact']['prompts']} prompts, seconds"
-    text = ", ".join(f"{name} {r['seconds']:.2g}" for name, r in by.items())
-    rows: list[Row] = [(what, text, "experiments.bench.edges")]
-    first, ig = memory[0], next(r for r in memory if r["method"] == "ig")
-    what = f"the same of Llama-3.1-8B's {first['edges']:,} edges, 8 prompts of 64 tokens, memory by the compiler"
-    text = f"eap-ig {first['weights_gb'] + first['beside_gb']:.0f} GB with the weights; by masks (ig) "
-    text += f"{ig['weights_gb'] + ig['beside_gb']:.0f} GB"
-    return [*rows, (what, text, "experiments.bench.edges")]
 
 
 def paper_rows() -> list[Row]:

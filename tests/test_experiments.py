@@ -29,7 +29,7 @@ from tcircuits.attribution.reference_selection import visited
 
 EXPERIMENTS = Path(common.__file__).parent
 HELPERS = {
-    *("common", "toys", "autodiff", "format_cases", "rival_readers"),
+    *("common", "toys", "autodiff", "format_cases", "rival_readers", "reading", "figures_circuits"),
     *("bench.rival_auto_circuit", "bench.rival_circuit_tracer", "bench.rival_paths", "bench.rival_trainers"),
 }
 MODULES = sorted(

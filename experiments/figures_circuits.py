@@ -1,0 +1,113 @@
+"""Rows about circuits for the table of figures in README.md."""
+
+from experiments.reading import Row, read
+
+
+def circuit_rows() -> list[Row]:
+    """Circuits of the embedded model, and how fast they run."""
+    rows: list[Row] = []
+    for c in read("circuit_baselines")["figures"]["cases"]:
+        first, nulls = c["rows"][0], c["nulls"]
+        if first["units"] == "head,mlp":
+            continue
+        by = {r["method"]: r for r in c["rows"]}
+        f = first["faithfulness"]
+        what = f"`tiny`, {first['task'].replace('_', '-')}: {first['kept']} of {first['of']:,} "
+        what += "edges" if first["units"] == "edge" else "heads and neurons"
+        text = f"faithfulness {f['value']:.2f} [{f['low']:.2f}, {f['high']:.2f}], phi {first['phi']['value']:.2f}; "
+        text += f"nothing: phi {nulls['nothing_phi']:.2f}; 95th percentile of random: "
+        text += f"{nulls['random_faithfulness_95']:.2f}, {nulls['random_phi_95']:.2f}; CMD "
+        text += ", ".join(f"{m} {r['CMD']:.3f}" for m, r in by.items() if m != "random")
+        rows.append((what, text, "experiments.circuit_baselines"))
+    for b in read("bench_circuits")["figures"]["rows"]:
+        what = f"circuits on prompts of `tiny` a second, {b['n']:,} units ({b['units']})"
+        text = f"{b['together']:,.0f} together, {b['single']:,.0f} one at a time: {b['ratio']:.0f}x"
+        rows.append((what, text, "experiments.bench.circuits"))
+    return [*rows, *rival_rows(), *edge_rows(), *patched_rows(), *addition_rows(), *hierarchy_rows()]
+
+
+def edge_rows() -> list[Row]:
+    """What scores of all edges cost."""
+    f = read("bench_edges")["figures"]
+    by, memory = {r["method"]: r for r in f["every_edge"]}, f["memory"]
+    what = f"scores of all {by['exact']['edges']} edges of `tiny`, {by['exact']['prompts']} prompts, seconds"
+    text = ", ".join(f"{name} {r['seconds']:.2g}" for name, r in by.items())
+    rows: list[Row] = [(what, text, "experiments.bench.edges")]
+    first, ig = memory[0], next(r for r in memory if r["method"] == "ig")
+    what = f"the same of Llama-3.1-8B's {first['edges']:,} edges, 8 prompts of 64 tokens, memory by the compiler"
+    text = f"eap-ig {first['weights_gb'] + first['beside_gb']:.0f} GB with the weights; by masks (ig) "
+    text += f"{ig['weights_gb'] + ig['beside_gb']:.0f} GB"
+    return [*rows, (what, text, "experiments.bench.edges")]
+
+
+def rival_rows() -> list[Row]:
+    """Circuits a second against auto-circuit."""
+    f = read("bench_circuits")["figures"].get("auto_circuit")
+    if f is None:
+        return []
+    what = f"{f['circuits']} nested circuits of edges on {f['prompts']} prompts, against auto-circuit's `run_circuits`"
+    text = f"{f['per_second']:,.0f} circuits on prompts a second, theirs {f['rival_per_second']:,.0f}: "
+    text += f"{f['times_faster']:.1f}x; largest gap of logits {f['largest_gap_of_logits']:.1e}"
+    return [(what, text, "experiments.bench.circuits")]
+
+
+def patched_rows() -> list[Row]:
+    """Edges of attribution graphs against patching."""
+    rows = [r for r in read("edge_patching")["figures"]["rows"] if r["transcoders"] == "tiny-transcoders"]
+    by = {(r["way"], r["source"], r["target"]): r for r in rows}
+    targets = {"feature": "features", "difference": "the difference of the first two logits"}
+    parts = []
+    for way, told in (("norms", "norms computed anew"), ("free", "patterns too")):
+        each = [f"{by[way, 'all', t]['pearson']:.3f} into {name}" for t, name in targets.items()]
+        parts.append(f"{told}: {', '.join(each)}")
+    pairs = by["free", "all", "all"]["pairs"]
+    what = f"attribution graphs' edges against taking each source out, MLPs held, {pairs:,} pairs on `tiny`, Pearson"
+    return [(what, "; ".join(parts), "experiments.edge_patching")]
+
+
+def addition_rows() -> list[Row]:
+    """Models of addition modulo 113 and circuits of them."""
+    models = {k: m for k, m in read("algorithmic")["figures"]["models"].items() if k.startswith("mod113")}
+    steps = ", ".join(f"{m['training']['generalised']:,}" for m in models.values())
+    what = f"addition modulo 113, {len(models)} seeds: steps until 99 % right on what was held out"
+    rows: list[Row] = [(what, steps, "experiments.algorithmic")]
+    for c in read("circuit_baselines_mod113")["figures"]["cases"]:
+        first, nulls = c["rows"][0], c["nulls"]
+        if first["units"] == "edge" or first["errors"] != "keep":
+            continue
+        of = "transcoder features" if first["transcoders"] == "own" else "neurons"
+        what = f"`{first['model']}`: {first['kept']} of {first['of']} heads and {of}"
+        phi = first["phi"]
+        text = f"phi {phi['value']:.2f} [{phi['low']:.2f}, {phi['high']:.2f}]; nothing: {nulls['nothing_phi']:.2f}; "
+        text += f"95th percentile of random: {nulls['random_phi_95']:.2f}"
+        rows.append((what, text, "experiments.circuit_baselines --suite mod113"))
+    return rows
+
+
+SEARCHES = (
+    "flat top-K of scores",
+    "paper's traversal",
+    "120 single ablations, by strength",
+    "120 group ablations, left",
+    "120 group ablations, left, random tree",
+    "120 group ablations, left, then elimination",
+)
+
+
+def hierarchy_rows() -> list[Row]:
+    """Time of hierarchies, and what group ablation finds."""
+    f = read("bench_hierarchy")["figures"]
+    last, e = f["nodes"][-1], f["exponents"]
+    text = (
+        f"{last['cuts']:.0f} s of processor time, {last['rss_gb']:.1f} GB; exponent {e['cuts']['nodes']:.2f} in nodes"
+    )
+    what = f"hierarchy of a graph of {last['nodes']:,} nodes and {last['edges']:,} edges, top-down cuts"
+    rows: list[Row] = [(what, text, "experiments.bench.hierarchy")]
+    found = [
+        r
+        for r in read("group_search_synthetic")["figures"]["rows"]
+        if (r["noise"], r["layout"], r["redundancy"]) == (1.0, "two communities", "within") and r["method"] in SEARCHES
+    ]
+    parts = [f"{r['method']} {r['recall']['value']:.2f} (pairs {r['pairs']['value']:.2f})" for r in found]
+    what = "planted circuits with redundant pairs, noise 1: recall of units by method"
+    return [*rows, (what, ", ".join(parts), "experiments.group_search_synthetic")]
