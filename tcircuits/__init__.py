@@ -1,8 +1,8 @@
 """Circuit discovery in language models, as pure JAX functions.
 
 >>> import tcircuits as tc
->>> sorted(name for name in dir(tc) if name.startswith("load"))
-['load_behaviour', 'load_circuit', 'load_graph', 'load_model', 'load_paths', 'load_transcoders']
+>>> [name for name in dir(tc) if name.startswith("load_t") or name.startswith("save_t")]
+['load_transcoders', 'save_transcoders']
 
 Names are imported when they are first used: `import tcircuits` starts no JAX backend and loads none of the heavy
 libraries.

@@ -61,7 +61,7 @@ def refused(capsys):
 
 
 def unknown(tmp_path):
-    return "nope", "model 'nope' is unknown; give a built-in name (tiny, smollm2-135m, glassllm)"
+    return "nope", "model 'nope' is unknown; give a built-in name (tiny, smollm2-135m, glassllm, mod113-0"
 
 
 def nearly_known(tmp_path):

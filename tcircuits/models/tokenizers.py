@@ -77,7 +77,7 @@ class Tokenizer:
         Raises:
             InputError: as `encode`.
         """
-        with _said("the texts cannot be tokenized"):
+        with _said("a text has words that are no tokens of this model"):
             return [found.ids for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
