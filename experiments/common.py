@@ -208,14 +208,18 @@ def save(
         "git": commit(),
     }
     text = json.dumps(result, indent=1, allow_nan=False, default=plain) + "\n"
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    name = "_".join(filter(None, [module.replace(".", "_"), variant]))
-    path = RESULTS / f"{name}.json"
+    path = result_path(module, variant)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".json.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
     print(f"-> {os.path.relpath(path)}")
     return path
+
+
+def result_path(module: str, variant: str = "") -> Path:
+    """The file of an experiment's result."""
+    return RESULTS / f"{'_'.join(filter(None, [module.replace('.', '_'), variant]))}.json"
 
 
 def plain(x: Any) -> Any:

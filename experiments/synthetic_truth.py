@@ -158,9 +158,9 @@ def l1_weight(curve: list[dict[str, float]], l0: float) -> float:
     return float(np.exp(np.interp(np.log(l0), at, [np.log(point["l1"]) for point in rising])))
 
 
-def earlier(sizes: dict[str, Any]) -> dict[str, Any]:
+def earlier(sizes: dict[str, Any], variant: str) -> dict[str, Any]:
     """The figures that an interrupted run of the same commit and sizes left, else none."""
-    path = common.RESULTS / "synthetic_truth.json"
+    path = common.result_path("synthetic_truth", variant)
     if not path.exists():
         return {}
     found, now = json.loads(path.read_text(encoding="utf-8")), common.commit()
@@ -214,17 +214,23 @@ def main(cfg: Config) -> None:
     scale = replace(SCALES[cfg.scale], compute=cfg.compute)
     tokens, world = cfg.tokens or scale.tokens, scaled(WorldConfig(), scale.part)
     sizes = {"scale": asdict(scale), "world": asdict(world), "tokens": tokens, "methods": cfg.methods}
-    arrays, before = make_world(world), earlier(sizes)
+    variant = "full" if cfg.scale == "full" else ""
+    arrays, before = make_world(world), earlier(sizes, variant)
     rows, curve = before.get("rows", []), before.get("l1_curve", [])
     done = {(row["l0_asked"], row["seed"]) for row in rows}
+
+    def keep() -> None:
+        figures = {"sizes": sizes, "l1_curve": curve, "summary": summary(rows), "rows": rows}
+        save("synthetic_truth", cfg, figures, variant=variant)
+
     for asked, seed in product(cfg.l0, cfg.seeds):
         if (asked, seed) in done:
             continue
         if "l1" in cfg.methods and not curve:
             curve = l1_curve(world, arrays, scale, tokens)
         rows += one_seed(cfg, scale, world, arrays, tokens, asked, seed, curve)
-        save("synthetic_truth", cfg, {"sizes": sizes, "l1_curve": curve, "summary": summary(rows), "rows": rows})
-    save("synthetic_truth", cfg, {"sizes": sizes, "l1_curve": curve, "summary": summary(rows), "rows": rows})
+        keep()
+    keep()
     columns = (
         "l0_asked",
         "method",
@@ -247,11 +253,22 @@ def one_seed(
     start, l0 = time.perf_counter(), asked / scale.part
     weight = l1_weight(curve, l0) if curve else 0.0
     recipes = tuple(recipe(method, world, scale, l0, tokens, weight) for method in cfg.methods)
-    trained = jax.block_until_ready(train(recipes, world, arrays, seed, scale.draw))
+    curves: dict[str, list[dict[str, float]]] = {method: [] for method in cfg.methods}
+
+    def figures(d: Any, part: int = 1) -> dict[str, float]:
+        return measure(d, world, arrays, seed, max(1, scale.measured // 1024 // part), 1024, scale.draw)
+
+    def watch(seen: int, found: list[Any]) -> None:
+        for method, d in zip(cfg.methods, found, strict=True):
+            of = figures(d, 8)
+            curves[method].append({"tokens": seen} | {name: of[name] for name in ("f1", "mcc", "l0")})
+        at = [{"method": method} | curves[method][-1] for method in cfg.methods]
+        show(f"L0 {asked:g}, seed {seed}, after {time.perf_counter() - start:.0f} s", at)
+
+    trained = jax.block_until_ready(train(recipes, world, arrays, seed, scale.draw, watch))
     rows = []
     for method, d in zip(cfg.methods, trained, strict=True):
-        figures = measure(d, world, arrays, seed, max(1, scale.measured // 1024), 1024, scale.draw)
-        rows.append({"l0_asked": asked, "method": method, "seed": seed} | figures)
+        rows.append({"l0_asked": asked, "method": method, "seed": seed} | figures(d) | {"curve": curves[method]})
     short = ("method", "f1", "mcc", "uniqueness", "explained_variance", "l0", "dead")
     seconds = time.perf_counter() - start
     show(f"L0 {asked:g}, seed {seed}, {seconds:.0f} s", [{name: row[name] for name in short} for row in rows])

@@ -1,6 +1,7 @@
 """One dictionary trained on a world, and what it recovers."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,26 +25,38 @@ AT_ONCE = 500  # steps of one call
 
 
 def train(
-    recipes: tuple[Recipe, ...], cfg: WorldConfig, world: World, seed: int, draw: int | None = None
+    recipes: tuple[Recipe, ...],
+    cfg: WorldConfig,
+    world: World,
+    seed: int,
+    draw: int | None = None,
+    watch: Callable[[int, list[Transcoders]], None] | None = None,
 ) -> list[Transcoders]:
     """A dictionary for each recipe, all from the same batches; `seed` is of their first weights and of the data.
 
     Recipes must agree on the number of steps, which `draw` divides, and the size of a batch. `draw` is for GPUs: how
-    many batches are drawn at once, by `dense`.
+    many batches are drawn at once, by `dense`. `watch` is given the number of activations so far and the dictionaries
+    as they are, each time that number has doubled.
     """
     first, rest = jax.random.split(_key(seed, draw))
     x, _, _ = batch_of(cfg, world, first, FIRST, draw)
     steps, dropped = recipes[0].steps // (draw or 1), 0
     states = tuple(first_state(replace(recipe, seed=seed), x[None]) for recipe in recipes)
+
+    def dictionaries() -> list[Transcoders]:
+        return [result(recipe, state, f"synthetic-{seed}") for recipe, state in zip(recipes, states, strict=True)]
+
     with progress("training") as tell:
         for start in range(0, steps, AT_ONCE):
             stop = min(start + AT_ONCE, steps)
             states, lost = fit(recipes, cfg, world, states, rest, start, stop, draw)
             dropped += int(lost)
             tell(stop, steps)
+            if watch and stop < steps and (stop // AT_ONCE).bit_count() == 1:
+                watch(stop * recipes[0].batch * (draw or 1), dictionaries())
     if dropped:
         warnings.warn(f"{dropped} active features found no place in their batches: raise `world.room`", stacklevel=2)
-    return [result(recipe, state, f"synthetic-{seed}") for recipe, state in zip(recipes, states, strict=True)]
+    return dictionaries()
 
 
 def _key(seed: int, draw: int | None) -> Array:
