@@ -42,6 +42,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "smollm3": {"n_kv_heads": 2, "rotary_dim": 8, "unrotated": (3,), "tied": True},
     "olmo": {"norm": "layer", "rotary_dim": 8},
     "olmo2": {"rotary_dim": 8, "pre_norm": False, "post_norm": True, "qk_norm": True, "qk_norm_whole": True},
+    "plain": {
+        "norm": "none", "pre_norm": False, "final_norm": False, "activation": "relu", "gated": False,
+        "position": "learned", "mlp_bias": True, "unembed_bias": True,
+    },
 }  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {
     "plt-relu": {"reads": "resid_mid"},

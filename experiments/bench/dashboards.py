@@ -1,6 +1,7 @@
 """What does a pass for the statistics of all features cost, against running the model and its dictionaries alone?
 
     python -m experiments.bench.dashboards
+    python -m experiments.bench.dashboards --tokens 1015808 --batch 32    (on a GPU)
 
 A random model with the shape of GPT-2 small, and random ReLU transcoders of 24,576 features in each of its 12 layers,
 float32. Encoders are random; each feature's bias puts its density where that of a trained transcoder could be: one in
@@ -17,6 +18,9 @@ token were pre-activations normal; they are not quite, so more are (`l0`). Token
   encoder, timed for the middle layer on some batches. It is fairer than the reference, which encodes all features of
   the layer each time. `one_by_one_days` is that for all features and tokens; `speedup` is against the pass.
 - `state_gb` is the size of the state; `peak_gb` the most memory of the process, `before_gb` before the first step.
+
+On a GPU (`bench_dashboards_gpu`) products are in float32 proper, not TF32, as `feature_statistics` makes them unless
+told otherwise; `device_gb` is the most of the GPU's memory that was in use, `peak_gb` and `before_gb` are the host's.
 """
 
 import time
@@ -198,9 +202,11 @@ def figures(run: Pass, state: Any, took: list[float], bases: list[float], single
 
 def main(cfg: Config) -> None:
     """Measure, print, write."""
-    found = measure(cfg)
+    found, variant = measure(cfg), ""
+    if jax.default_backend() == "gpu":
+        found["device_gb"], variant = jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 1e9, "gpu"
     show("all features in one pass", [found])
-    save("bench.dashboards", cfg, found)
+    save("bench.dashboards", cfg, found, variant=variant)
 
 
 if __name__ == "__main__":
