@@ -2,9 +2,11 @@
 
     python -m experiments.circuit_baselines
     python -m experiments.circuit_baselines --suite mod113
+    python -m experiments.circuit_baselines --suite smollm2
 
-The second is of the models of addition modulo 113 (`experiments.algorithmic`) in place of `tiny`; its result is
-`circuit_baselines_mod113.json`, with a table over the models.
+The second is of the models of addition modulo 113 (`experiments.algorithmic`) in place of `tiny`, with a table over the
+models; the third of IOI on SmolLM2-135M, with fewer prompts and without what runs every unit alone. Their results are
+`circuit_baselines_mod113.json` and `circuit_baselines_smollm2.json`.
 
 For each task and kind of units, all on the package's own harness: units are scored on the attribution split by every
 method, circuits of growing size run on the report split. CMD, CPR (by score, as published), areas of accuracy and KL;
@@ -43,11 +45,16 @@ class Basis:
 
 @dataclass(frozen=True)
 class Suite:
-    """Models by name, tasks of `tcircuits.tasks.TASKS`, and what circuits consist of."""
+    """Models by name, tasks of `tcircuits.tasks.TASKS`, and what circuits consist of.
+
+    `sizes` are prompts of each split where they are not the task's own, `without` methods that cost too much.
+    """
 
     models: tuple[str, ...]
     tasks: tuple[str, ...]
     bases: tuple[Basis, ...]
+    sizes: tuple[tuple[str, int], ...] = ()
+    without: tuple[str, ...] = ()
 
 
 FEATURES = "head,feature"
@@ -57,6 +64,13 @@ SUITES = {
         ("addition",),
         (Basis(FEATURES), Basis(FEATURES, "own"), Basis(FEATURES, "own", "ablate"), Basis("edge")),
     ),
+    "smollm2": Suite(
+        ("smollm2-135m",),
+        ("ioi",),
+        (Basis("head,mlp"), Basis("edge")),
+        (("attribution", 32), ("selection", 16), ("report", 32)),
+        ("exact", "topk"),
+    ),
 }
 
 
@@ -64,7 +78,7 @@ SUITES = {
 class Config:
     """What to compare."""
 
-    suite: Literal["", "mod113"] = ""
+    suite: Literal["", "mod113", "smollm2"] = ""
     """Models, tasks and kinds of units of `SUITES`, in place of the next four."""
     model: str = "tiny"
     """A built-in name, a folder, or a hub id."""
@@ -74,7 +88,9 @@ class Config:
     """Kinds of units, joined by commas."""
     transcoders: str = "neurons"
     """The dictionary of features."""
-    methods: tuple[Method | Kind, ...] = ("ig", "eap-ig", "gradient", "topk", "exact", "activation", "random")
+    methods: tuple[Method | Kind, ...] = (
+        "ig", "eap-ig", "gradient", "relp", "topk", "exact", "activation", "random",
+    )  # fmt: skip
     """Of `tc.discover`; eap-ig for edges only."""
     random: int = 100
     """Random circuits of the same profile."""
@@ -89,15 +105,15 @@ def suite_of(cfg: Config) -> Suite:
     return Suite((cfg.model,), cfg.tasks, tuple(Basis(units, cfg.transcoders) for units in cfg.units))
 
 
-def case(cfg: Config, model: tc.Model, task: str, basis: Basis) -> dict[str, Any]:
+def case(cfg: Config, suite: Suite, model: tc.Model, task: str, basis: Basis) -> dict[str, Any]:
     """One task with one kind of units."""
-    behaviour, kinds = tc.make_behaviour(model, task, seed=cfg.seed), basis.units
+    behaviour, kinds = tc.make_behaviour(model, task, sizes=dict(suite.sizes), seed=cfg.seed), basis.units
     name = usual_set(model.name) if basis.transcoders == "own" else basis.transcoders
     d = tc.load_transcoders(name, model=model) if "feature" in kinds else None
     edges = kinds == "edge"
     units = tc.edges_of(model.cfg) if edges else tc.units_of(model.cfg, kinds.split(","), None if d is None else d.cfg)
     how: Any = {"dictionary": d, "ablation": "resample", "errors": basis.errors}
-    methods = [m for m in cfg.methods if edges or m != "eap-ig"]
+    methods = [m for m in cfg.methods if (edges or m != "eap-ig") and m not in suite.without]
     scores = {m: score(model, behaviour, units, m, points=POINTS, seed=cfg.seed, **how) for m in methods}
     circuit, _, choice = tc.discover(model, behaviour, units, method="ig", seed=cfg.seed, **how)
     counts = metrics.counts_of(SHARES, units.n)
@@ -201,7 +217,7 @@ def main(cfg: Config) -> None:
         model = tc.load_model(name)
         for task in suite.tasks:
             for basis in suite.bases:
-                found.append(case(cfg, model, task, basis))
+                found.append(case(cfg, suite, model, task, basis))
                 many = {"over_models": over_models(found)} if len(suite.models) > 1 else {}
                 save("circuit_baselines", cfg, {"cases": found} | many, variant=cfg.suite)
                 show(f"{name}, {task}, {basis}", [_line(r) for r in found[-1]["rows"]])
