@@ -37,6 +37,27 @@ def test_a_circuit_is_found_tested_and_shown(found, capsys):
     assert json.loads(capsys.readouterr().out)["about"]["ablation"] == "zero"
 
 
+def test_a_circuit_is_extracted_and_the_command_goes_on(tmp_path, capsys):
+    out = tmp_path / "extracted"
+    few = ["--prompts", "4", "4", "6", "--budget", "64", "--nodes", "200", "--share", "0.01", "--random", "5"]
+    command = ["extract", "--task", "agreement_across", "--out", str(out), *few]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "graph ..." in said
+    assert "nothing" in said
+    first = (out / "circuit.json").read_text()
+    assert json.loads(first)["size"] <= 42  # a hundredth of all units
+    assert {p.name for p in out.iterdir()} >= {"behaviour.json", "report.json", "report.html", "tree.html", "stages"}
+    (out / "circuit.json").unlink()
+    assert main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told["seconds"]) == {"choice"}
+    assert (out / "circuit.json").read_text() == first
+    assert main(["extract", "--task", "ioi", "--out", str(out), *few]) == 2
+    assert "another call" in capsys.readouterr().err
+    assert main(["validate", str(out), "--random", "5", "--json"]) == 0
+
+
 def test_patching_is_shown_as_heat_maps(tmp_path, capsys):
     out = tmp_path / "patched"
     few = ["--prompts", "4", "--sites", "resid_pre,z"]
@@ -67,6 +88,8 @@ def test_paths_into_readers_are_shown_as_a_heat_map(tmp_path, capsys):
     [
         (["discover", "--task", "chess", "--out", "OUT"], "'chess' is unknown"),
         (["discover", "--task", "ioi", "--out", "OUT", "--units", "head,tail"], "'tail' is unknown"),
+        (["extract", "--task", "chess", "--out", "OUT"], "'chess' is unknown"),
+        (["extract", "--task", "ioi", "--out", "OUT", "--budget", "0"], "at least 60"),
         (["discover", "--task", "modular", "--out", "OUT"], "cannot do 'modular'"),
         (["patch", "--task", "chess", "--out", "OUT"], "'chess' is unknown"),
         (["patch", "--task", "ioi", "--out", "OUT", "--to", "head 9.9 q"], "['head 9.9 q'] are unknown"),

@@ -5,7 +5,7 @@ circuit, _, _ = tc.discover(model, behaviour, units, method="ig")
 report = tc.validate(model, behaviour, circuit)
 
 Hierarchies: `build_graph` (direct edges averaged over prompts), `hierarchy` (a tree of its nodes), `group_search`
-(ablate groups down the tree), `trim` (a circuit out of what is left).
+(ablate groups down the tree), `trim` (a circuit out of what is left); `extract` does all of it.
 """
 
 from tcircuits.circuits.acdc import acdc
@@ -22,6 +22,7 @@ from tcircuits.circuits.coarse_quality import Quality, coarse_quality
 from tcircuits.circuits.discover import discover
 from tcircuits.circuits.edges import Edges, edges_of
 from tcircuits.circuits.elimination import eliminate
+from tcircuits.circuits.extract import Extraction, ExtractOptions, extract
 from tcircuits.circuits.graph_build import build_graph
 from tcircuits.circuits.group_search import How, Search, group_search, single_search
 from tcircuits.circuits.hierarchy import coarse_edges, hierarchy
@@ -45,6 +46,8 @@ __all__ = [
     "BehaviourGraph",
     "Circuit",
     "Edges",
+    "ExtractOptions",
+    "Extraction",
     "Hierarchy",
     "How",
     "Interchange",
@@ -68,6 +71,7 @@ __all__ = [
     "discover",
     "edges_of",
     "eliminate",
+    "extract",
     "group_search",
     "hierarchy",
     "interchange",

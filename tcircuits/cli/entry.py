@@ -10,6 +10,7 @@ import tyro
 
 from tcircuits.cli.circuiting import Discover, Patch, Validate, discover, patch, validate
 from tcircuits.cli.dictionaries import Eval, Tokenize, evaluate, tokenize
+from tcircuits.cli.extracting import Extract, extract
 from tcircuits.cli.features import Features, features
 from tcircuits.cli.files import Convert, Info, convert, info
 from tcircuits.cli.pathing import Paths, paths
@@ -28,6 +29,7 @@ RUN: dict[type, Callable[[Any], None]] = {
     Weights: weights,
     Attention: attention,
     Discover: discover,
+    Extract: extract,
     Validate: validate,
     Patch: patch,
     Tokenize: tokenize,

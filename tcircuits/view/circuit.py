@@ -152,4 +152,6 @@ def show_choice(circuit: Circuit, counts: Sequence[int], found: Sequence[float],
     at = list(counts).index(circuit.size)
     console.print(Text(f"faithfulness {found[at]:.3f} on the selection split"))
     if taken is None and circuit.about.get("size_given") is None:
-        console.print(Text("no size comes near the whole model: all units are kept, or ask for a size"))
+        all_kept = circuit.size == circuit.units.n
+        what = "all units are kept, or ask for a size" if all_kept else "the largest that was asked for is kept"
+        console.print(Text(f"no size comes near the whole model: {what}"))
