@@ -46,7 +46,8 @@ EXHAUSTIVE := tests/attribution/test_against_oracle.py tests/attribution/test_he
 test-exhaustive: $(VENV)/.test  ## every family with every dictionary kind, in both dtypes (half an hour)
 	$(PYTEST) --exhaustive $(EXHAUSTIVE) $(PYTEST_ARGS)
 
-lint: $(VENV)/.lint  ## ruff: rules and format
+lint: $(VENV)/.lint  ## ruff: rules and format; shellcheck
+	$(BIN)/shellcheck --external-sources --source-path tpu --severity warning tpu/*.sh .ci/run
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 

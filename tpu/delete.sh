@@ -1,4 +1,8 @@
 #!/usr/bin/env bash
-# Delete the slice, which ends its cost: TPU_NAME=... TPU_ZONE=... tpu/delete.sh
+# Delete the slice, and the request that it came from, which ends its cost: TPU_NAME=... TPU_ZONE=... tpu/delete.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-tpu delete --quiet
+if [ "$(request_state)" = ABSENT ]; then
+  tpu delete --quiet
+else
+  queue delete --quiet --force
+fi
