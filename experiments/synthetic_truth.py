@@ -18,6 +18,12 @@ be compared, with care: F1 still rises with the number of activations (`finer`, 
 1.5, 0.83 at 6). JumpReLU and L1 come near the L0 asked for, the others reach it; see each row's `l0`. A run that was
 cut off is completed by the same command at the same commit.
 
+The settings are those of the published runs as far as they are known to matter: BatchTopK and its kin leave decoder
+rows free and keep what writes most, a latent is dead after 1,000 steps, and at full size all rows begin at norm 0.1.
+SAELens on its own data (`synthetic/rival_sae_lens.py`) has the same law and the same measures. Not as published: AuxK
+of Matryoshka is one term, not one a prefix; AuxK's dead latents pass a ReLU; the vector subtracted from the input is
+part of the encoder's bias; JumpReLU and L1 keep unit rows. Published figures were not reproduced with these settings.
+
 A step of one dictionary takes 10 B F D operations in its products: at full size 32 GFLOP, 6.3 PFLOP for 200M samples
 (`apart` 77 GFLOP more), and by estimate 1 GB of memory traffic: pre-activations, moments, the 43,500 rows that make a
 batch.
@@ -37,7 +43,7 @@ from experiments.common import save, show
 from experiments.synthetic.trial import measure, train
 from experiments.synthetic.world import World, WorldConfig, make_world, scaled
 from tcircuits.transcoders.config import TranscoderConfig
-from tcircuits.transcoders.training.recipe import Objective, Optimizer, Recipe
+from tcircuits.transcoders.training.recipe import Objective, Optimizer, Recipe, Start
 from tcircuits.types import InputError
 
 MEASURED = (
@@ -57,6 +63,7 @@ PUBLISHED = {  # arXiv 2602.14687 and the tool's documentation: 5 seeds, standar
         "l1": {"f1": 0.5777, "mcc": 0.5834, "uniqueness": 0.8528, "explained_variance": 0.7501},
     },
 }
+DEAD_AFTER = 1000  # steps without firing, as in the published runs
 CHOOSING = 100  # the seed with which L1's weight is found
 L1_TRIED = 4  # how many weights
 ACTIVATION: dict[str, Any] = {"l1": "relu", "jumprelu": "jumprelu"}  # all others: batchtopk
@@ -80,10 +87,12 @@ class Scale:
     """Batches drawn at once, in the way for GPUs; None draws one, in the way for CPUs."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the large products."""
+    start: Start = "tied"
+    """Of the dictionaries whose decoder rows are free; `small` is that of the published runs."""
 
 
 SCALES = {
-    "full": Scale(1, 200_000_000, 1024, 3e-4, 0, 0.0, (3e-3, 2e-2), 500 * 1024, 4),
+    "full": Scale(1, 200_000_000, 1024, 3e-4, 0, 0.0, (3e-3, 2e-2), 500 * 1024, 4, start="small"),
     "eighth": Scale(8, 12_288_000, 256, 3e-3, 100, 0.3, (3e-2, 8e-2), 20 * 1024),
 }
 
@@ -117,17 +126,18 @@ def recipe(method: str, world: WorldConfig, scale: Scale, l0: float, tokens: int
     width, activation = world.features // 4, ACTIVATION.get(method, "batchtopk")
     d = TranscoderConfig("sae", 1, world.d_model, width, (0,), activation, reads="resid_post", writes="resid_post")
     steps = tokens // (scale.batch * (scale.draw or 1)) * (scale.draw or 1)
-    objective = Objective(error="fvu", dead_after=max(scale.batch, tokens // 20))
+    objective = Objective(error="fvu", dead_after=DEAD_AFTER * scale.batch)
     match activation:
         case "batchtopk":
-            objective = replace(objective, k=l0, auxk=1 / 32)
+            objective = replace(objective, k=l0, by_norm=True, auxk=1 / 32)
         case "jumprelu":
             objective = replace(objective, l0=0.1, l0_target=l0, bandwidth=0.5, preactivation=1e-4)
         case _:
             objective = replace(objective, l1=l1)
     optimizer = Optimizer(scale.lr, warmup=scale.warmup, decay=scale.decay, clip=None, sparsity_warmup=steps // 10)
     own: dict[str, Any] = METHODS[method](width)
-    plan: Any = {"steps": steps, "batch": scale.batch, "start": "tied", "compute": scale.compute}
+    plan: Any = {"steps": steps, "batch": scale.batch, "compute": scale.compute}
+    plan |= {"decoder_norm": "free", "start": scale.start} if objective.by_norm else {"start": "tied"}
     return Recipe(d, replace(objective, **own), optimizer, **plan)
 
 
