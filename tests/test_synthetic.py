@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from itertools import combinations, permutations, product
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import multivariate_normal, norm
 
 from experiments import common, synthetic_truth
-from experiments.synthetic import dense, metrics, trial, world
+from experiments.synthetic import dense, metrics, rival_sae_lens, trial, world
 from experiments.synthetic.world import WorldConfig
 from tcircuits.transcoders.config import TranscoderConfig
 from tcircuits.transcoders.dictionary import Transcoders
@@ -189,6 +190,27 @@ def test_the_full_world_has_the_published_number_of_active_features():
     assert abs((on & (np.asarray(s.index) < 4096)).sum() / 1024 - 25) < 1.5
 
 
+@pytest.mark.parametrize("part", [1, 8])
+def test_the_library_that_defines_the_benchmark_is_asked_for_the_same_world(part):
+    names = (
+        *("SyntheticModelConfig", "HierarchyConfig", "ZipfianFiringProbabilityConfig", "OrthogonalizationConfig"),
+        *("LowRankCorrelationConfig", "LinearMagnitudeConfig", "FoldedNormalMagnitudeConfig"),
+    )
+    law = rival_sae_lens.world(SimpleNamespace(**dict.fromkeys(names, SimpleNamespace)), part)
+    tree, p, turns, means = law.hierarchy, law.firing_probability, law.orthogonalization, law.mean_firing_magnitudes
+    assert world.scaled(WorldConfig(), part) == WorldConfig(
+        *(law.num_features, law.hidden_dim, p.exponent, p.max_prob, p.min_prob),
+        *(tree.total_root_nodes, tree.branching_factor, tree.max_depth),
+        *(law.correlation.rank, law.correlation.correlation_scale, turns.num_steps, turns.lr, means.start, means.end),
+        (law.std_firing_magnitudes.mean, law.std_firing_magnitudes.std),
+        law.bias,
+        law.seed,
+    )
+    assert tree.mutually_exclusive_portion == 1
+    assert tree.compensate_probabilities
+    assert tree.scale_children_by_parent
+
+
 def test_worlds_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="forest has 10880 nodes, more than features=1000"):
         WorldConfig(features=1000)
@@ -281,6 +303,17 @@ def test_jumprelu_starts_at_the_wanted_number_of_features():
     w = {name: np.asarray(getattr(state.weights, name)[0], np.float64) for name in ("w_enc", "b_enc", "log_threshold")}
     pre = x[0] / np.sqrt((x**2).mean()) @ w["w_enc"].T + w["b_enc"]
     assert abs((pre > np.exp(w["log_threshold"]) * (1 - 1e-5)).sum() - 3.5 * 300) <= 1  # one that rounding moved
+
+
+def test_what_free_rows_change():
+    scale, law = synthetic_truth.SCALES["full"], WorldConfig()
+    every = {m: synthetic_truth.recipe(m, law, scale, 25.0, 200_000_000, 1e-2) for m in synthetic_truth.METHODS}
+    for name, r in every.items():
+        free = name in ("free", "small")
+        assert r.decoder_norm == ("free" if free else "unit")
+        assert r.start == ("small" if name == "small" else "tied")
+        assert r.objective.by_norm == free
+        assert r.objective.dead_after == (1_024_000 if free else 10_000_000)
 
 
 @pytest.mark.slow  # nearly all of it compiles two trainers within one program

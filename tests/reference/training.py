@@ -25,8 +25,9 @@ def features(recipe, w, x: Array, slot: int) -> tuple[Array, Array]:
             np.put_along_axis(f, kept, np.take_along_axis(up, kept, 1), 1)
             return pre, f
         case "batchtopk":
-            cut = np.sort(up.ravel())[::-1][round(recipe.objective.k * len(up)) - 1]
-            return pre, np.where(up >= max(cut, 1e-300), up, 0)
+            size = up * norms(recipe, w, slot) if recipe.objective.by_norm else up
+            cut = np.sort(size.ravel())[::-1][round(recipe.objective.k * len(up)) - 1]
+            return pre, np.where(size >= max(cut, 1e-300), up, 0)
 
 
 def decoder(recipe, w, i: int, m: int) -> Array | None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from tcircuits.transcoders.training.largest import keep_largest, largest_of_batch, spread
 from tcircuits.transcoders.training.products import product
 from tcircuits.transcoders.training.recipe import Recipe
-from tcircuits.transcoders.training.weights import Weights
+from tcircuits.transcoders.training.weights import Weights, decoder_norms
 from tcircuits.types import Array, Float, Int
 
 FEW = 64  # one feature in so many on: about where summed rows and a product cost the same on 2 cores
@@ -72,7 +72,12 @@ def encode_batch(recipe: Recipe, w: Weights, x: Float[Array, "L B D"]) -> Code:
             f = jumprelu(pre, jnp.exp(w.log_threshold), recipe.objective.bandwidth)
         return Code(pre, f, None, None, nothing, _on(f))
     if recipe.objective.k is not None:
-        f, smallest = largest_of_batch(pre, max(1, round(recipe.objective.k * pre.shape[1])))
+        kept = max(1, round(recipe.objective.k * pre.shape[1]))
+        if recipe.objective.by_norm:
+            wrote, smallest = largest_of_batch(pre * jax.lax.stop_gradient(decoder_norms(recipe, w))[:, None], kept)
+            f = jnp.where(wrote > 0, pre, 0.0)
+        else:
+            f, smallest = largest_of_batch(pre, kept)
         return Code(pre, f, None, None, smallest, _on(f))
     if not sums_rows(recipe):
         f = keep_largest(pre, recipe.dictionary.k or 1)

@@ -15,7 +15,7 @@ from tcircuits.transcoders.training.codes import Code, biases, encode_batch, gat
 from tcircuits.transcoders.training.largest import keep_largest, spread
 from tcircuits.transcoders.training.products import product
 from tcircuits.transcoders.training.recipe import Recipe
-from tcircuits.transcoders.training.weights import Head, Weights, pairs
+from tcircuits.transcoders.training.weights import Head, Weights, decoder_norms, pairs
 from tcircuits.types import Array, Bool, Float
 
 
@@ -197,19 +197,6 @@ def _matrix(recipe: Recipe, gain: Float[Array, " P"]) -> Float[Array, "L L"]:
     n, edges = len(recipe.dictionary.layers), pairs(recipe)
     outputs, sources = [m for _, m in edges], [i for i, _ in edges]
     return jnp.zeros((n, n), gain.dtype).at[jnp.asarray(outputs), jnp.asarray(sources)].set(gain)
-
-
-def decoder_norms(recipe: Recipe, w: Weights) -> Float[Array, "L F"]:
-    """The norm of what each feature writes to all its outputs together; ones where rows are kept at norm 1."""
-    if recipe.decoder_norm == "unit":
-        return jnp.ones_like(w.b_enc)
-    if recipe.dictionary.kind != "clt":
-        return jnp.sqrt(jnp.sum(w.w_dec**2, -1) + 1e-12)
-    edges = jnp.asarray(pairs(recipe))
-    own = w.w_dec if w.gain is None else w.gain[:, None, None] * w.w_dec[edges[:, 0]]
-    of_source = edges[:, 0] == jnp.arange(len(w.b_enc))[:, None]
-    squares = jnp.einsum("IP,PF->IF", of_source.astype(own.dtype), jnp.sum(own**2, -1), precision="highest")
-    return jnp.sqrt(squares + 1e-12)
 
 
 def _sparsity(recipe: Recipe, w: Weights, code: Code) -> Float[Array, " L"]:

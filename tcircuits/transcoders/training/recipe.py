@@ -13,7 +13,7 @@ from tcircuits.types import InputError
 
 Error = Literal["squared", "reference", "fvu"]
 DecoderNorm = Literal["unit", "free"]
-Start = Literal["independent", "tied", "zero"]
+Start = Literal["independent", "tied", "small", "zero"]
 Decode = Literal["auto", "dense", "sparse"]
 
 
@@ -36,6 +36,7 @@ class Objective:
             back.
         bandwidth: width of JumpReLU's kernel around the threshold.
         k: BatchTopK's mean number of features kept for a token, whole or not (TopK's is part of the dictionary).
+        by_norm: BatchTopK keeps the largest n_j a_j, not the largest a_j: what counts is how much a feature writes.
         auxk: weight of the error that the `k_aux` largest dead features leave of the residual (Gao et al. 2024).
         k_aux: how many; None is half of the width.
         dead_after: tokens without firing after which a feature counts as dead.
@@ -62,6 +63,7 @@ class Objective:
     preactivation: float = 0.0
     bandwidth: float = 0.1
     k: float | None = None
+    by_norm: bool = False
     auxk: float = 0.0
     k_aux: int | None = None
     dead_after: int = 1_000_000
@@ -114,7 +116,8 @@ class Recipe:
         normalise: divide inputs and targets of each layer by their root mean square (folded into the result).
         decoder_norm: `unit` keeps decoder rows at norm 1 and the gradient at right angles to them; `free` leaves them,
             and sparsity terms are weighed by their norms.
-        start: decoder rows and encoder rows drawn independently, encoder = decoder (SAEs), or decoder zero.
+        start: decoder rows and encoder rows drawn independently; `tied`: encoder = decoder (SAEs); `small`: tied, and
+            both at norm 0.1, so that the data soon outweigh what was drawn; `zero`: the decoder is zero.
         compute: dtype of the large products; weights and moments stay in float32.
         decode: whether outputs are summed from the rows of active features, or by a dense product; `auto` sums rows
             for TopK on the CPU where few features are on, unless decoders are cross-layer.
@@ -172,10 +175,10 @@ def _sizes(r: Recipe) -> list[str]:
         wrong.append("kind='clt' needs decoder_norm='free': a source may write to one layer and not to another")
     if r.band is not None and not 1 <= r.band <= c.n_layers:
         wrong.append(f"band={r.band} is outside 1..{c.n_layers}")
-    if r.start == "tied" and c.kind != "sae":
-        wrong.append("start='tied' is for SAEs: a transcoder's encoder and decoder live in different spaces")
-    if r.start == "zero" and r.decoder_norm == "unit":
-        wrong.append("start='zero' cannot have decoder_norm='unit'")
+    if r.start in ("tied", "small") and c.kind != "sae":
+        wrong.append(f"start={r.start!r} is for SAEs: a transcoder's encoder and decoder live in different spaces")
+    if r.start in ("small", "zero") and r.decoder_norm == "unit":
+        wrong.append(f"start={r.start!r} cannot have decoder_norm='unit'")
     if not r.optimizer.lr > 0 or r.optimizer.warmup < 0 or not 0 <= r.optimizer.decay <= 1:
         wrong.append(f"lr={r.optimizer.lr}, warmup={r.optimizer.warmup}, decay={r.optimizer.decay} are out of range")
     return wrong
@@ -208,6 +211,8 @@ def _terms(r: Recipe) -> list[str]:
         wrong.append(f"batchtopk needs objective.k, the mean number kept, in 1..{c.d_feature}; it is {o.k}")
     if c.activation != "batchtopk" and o.k is not None:
         wrong.append("objective.k belongs to batchtopk; topk's is dictionary.k")
+    if o.by_norm and c.activation != "batchtopk":
+        wrong.append("by_norm belongs to batchtopk")
     return wrong
 
 

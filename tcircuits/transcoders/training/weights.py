@@ -15,6 +15,7 @@ from tcircuits.transcoders.dictionary import Transcoders, pair
 from tcircuits.transcoders.training.recipe import Recipe
 from tcircuits.types import Array, Float
 
+SMALL = 0.1  # norm of decoder rows that begin small
 FIRST_THRESHOLD = 0.1  # JumpReLU's, before training, in units of the normalised input
 
 
@@ -103,19 +104,20 @@ def first_weights(
     """Values to start from, in units of the normalised activations.
 
     Encoder rows have norm 1 (pre-activations of unit size) and uniform entries, as in the paper's code; decoder rows
-    have norm 1, or 0.1 where they are free. The encoder's bias places the mean input at pre-activation zero, and the
-    decoder's is the mean target.
+    have norm 1, or 0.1 where they are free and not the encoder's; `small` gives both 0.1. The encoder's bias places
+    the mean input at pre-activation zero, and the decoder's is the mean target.
     """
     s = spec(recipe)
     k_enc, k_dec, k_head = jax.random.split(key, 3)
     w_enc = _unit(jax.random.uniform(k_enc, s.w_enc.shape, dtype, -1.0, 1.0))
     w_dec = _unit(jax.random.normal(k_dec, s.w_dec.shape, dtype))
-    if recipe.start == "tied":
+    if recipe.start in ("tied", "small"):
+        w_enc = SMALL * w_enc if recipe.start == "small" else w_enc
         w_dec = w_enc
     elif recipe.start == "zero":
         w_dec = jnp.zeros_like(w_dec)
     elif recipe.decoder_norm == "free":
-        w_dec = 0.1 * w_dec
+        w_dec = SMALL * w_dec
     centre = -jnp.einsum("LFD,LD->LF", w_enc, mean_x)
     bare = s.b_in is not None
     return Weights(
@@ -149,12 +151,29 @@ def _first_head(s: Head, key: Array, dtype: Any) -> Head:
     )
 
 
+def decoder_norms(recipe: Recipe, w: Weights) -> Float[Array, "L F"]:
+    """The norm of what each feature writes to all its outputs together; ones where rows are kept at norm 1."""
+    if recipe.decoder_norm == "unit":
+        return jnp.ones_like(w.b_enc)
+    if recipe.dictionary.kind != "clt":
+        return jnp.sqrt(jnp.sum(w.w_dec**2, -1) + 1e-12)
+    edges = jnp.asarray(pairs(recipe))
+    own = w.w_dec if w.gain is None else w.gain[:, None, None] * w.w_dec[edges[:, 0]]
+    of_source = edges[:, 0] == jnp.arange(len(w.b_enc))[:, None]
+    squares = jnp.einsum("IP,PF->IF", of_source.astype(own.dtype), jnp.sum(own**2, -1), precision="highest")
+    return jnp.sqrt(squares + 1e-12)
+
+
 def threshold_of(recipe: Recipe, weights: Weights, running: Float[Array, " L"]) -> Float[Array, "L F"] | None:
-    """The thresholds of the result: JumpReLU's own, or for BatchTopK the running mean of a batch's smallest value."""
+    """The thresholds of the result: JumpReLU's own, or for BatchTopK the running mean of a batch's smallest value.
+
+    Where the largest n_j a_j are kept, that of a_j is divided by n_j.
+    """
     if weights.log_threshold is not None:
         return jnp.exp(weights.log_threshold)
     if recipe.dictionary.activation == "batchtopk":
-        return jnp.broadcast_to(running[:, None], weights.b_enc.shape)
+        norms = decoder_norms(recipe, weights) if recipe.objective.by_norm else jnp.ones_like(weights.b_enc)
+        return running[:, None] / norms
     return None
 
 

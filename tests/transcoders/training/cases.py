@@ -30,6 +30,7 @@ RECIPES = {
     "batchtopk": Recipe(config(activation="batchtopk"), Objective(k=3, error="fvu", auxk=0.1)),
     "matryoshka": Recipe(config(activation="batchtopk"), Objective(k=4, nested=(5, 11))),
     "fractional": Recipe(config(activation="batchtopk"), Objective(k=2.3)),
+    "by norm": Recipe(config(activation="batchtopk"), Objective(k=3, by_norm=True, auxk=0.1), decoder_norm="free"),
     "overlap": Recipe(config(activation="batchtopk"), Objective(k=3, overlap=0.6, overlap_free=0.2)),
     "overlap free": Recipe(config(), Objective(l1=0.1, overlap=0.6, overlap_free=0.0), decoder_norm="free"),
     "matryoshka l1": Recipe(config(), Objective(l1=0.1, nested=(7,))),
@@ -44,6 +45,7 @@ RECIPES = {
     "clt band": Recipe(config("clt", "batchtopk"), Objective(k=3), decoder_norm="free", band=2),
     "clt tied band": Recipe(config("clt", "jumprelu"), Objective(tanh=0.1), decoder_norm="free", tied=True, band=2),
     "sae": Recipe(config("sae", "topk", k=3, **RESID), start="tied"),
+    "sae small": Recipe(config("sae", "topk", k=3, **RESID), start="small", decoder_norm="free"),
     "hagd": Recipe(config("sae", "topk", k=3, **RESID), Objective(l1=0.01, prediction=0.7, prediction_rank=5)),
     "hagd cross": Recipe(
         config("sae", "topk", k=3, **RESID), Objective(prediction=0.7, prediction_rank=5, cross_grad=True)

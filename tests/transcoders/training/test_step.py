@@ -101,7 +101,8 @@ def test_the_result_acts_on_plain_activations(name, x64):
     w, inputs = plain(state.weights), x / sx[:, None, None]
     if recipe.dictionary.activation == "batchtopk":  # afterwards a threshold, the same for every token
         pre = [by_hand.features(recipe, w, inputs[i], i)[0] for i in range(L)]
-        f = [np.where(p > float(state.cut[i]), p, 0) for i, p in enumerate(pre)]
+        size = [by_hand.norms(recipe, w, i) if recipe.objective.by_norm else 1 for i in range(L)]
+        f = [np.where(p * n > float(state.cut[i]), p, 0) for i, (p, n) in enumerate(zip(pre, size, strict=True))]
     else:
         f = [by_hand.features(recipe, w, inputs[i], i)[1] for i in range(L)]
     expected = np.stack([by_hand.output(recipe, w, f, inputs[m], m) * sy[m] for m in range(L)])
@@ -109,6 +110,12 @@ def test_the_result_acts_on_plain_activations(name, x64):
     written, active = both(d, x)
     np.testing.assert_allclose(written, expected, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(active, np.stack(f), atol=1e-12)
+
+
+def test_a_small_start_is_small_and_tied(x64):
+    w = init_state(RECIPES["sae small"], *map(jnp.asarray, batch(1, 64)[:2])).weights
+    np.testing.assert_array_equal(w.w_enc, w.w_dec)
+    np.testing.assert_allclose(jnp.linalg.norm(w.w_dec, axis=-1), 0.1, rtol=1e-14)
 
 
 def test_counters(x64):
@@ -186,6 +193,9 @@ def bad(**more):
         (bad(band=2), "belong to kind='clt'"),
         (bad(start="tied"), "is for SAEs"),
         (bad(start="zero"), "decoder_norm='unit'"),
+        (bad(start="small"), "is for SAEs"),
+        (bad(dictionary=RECIPES["sae"].dictionary, start="small"), "start='small' cannot have decoder_norm='unit'"),
+        (bad(objective=Objective(by_norm=True)), "by_norm belongs to batchtopk"),
         (bad(objective=Objective(k_aux=99, auxk=1.0)), "k_aux=99"),
         (bad(dictionary=replace(config(), layers=(1,)), objective=Objective(prediction=1.0)), "at least two layers"),
         (bad(optimizer=Optimizer(lr=float("nan"))), "lr=nan"),
