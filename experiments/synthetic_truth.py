@@ -138,7 +138,8 @@ def recipe(method: str, world: WorldConfig, scale: Scale, l0: float, tokens: int
     own: dict[str, Any] = METHODS[method](width)
     plan: Any = {"steps": steps, "batch": scale.batch, "start": FREE.get(method, "tied"), "compute": scale.compute}
     if method in FREE:
-        own, plan = {"by_norm": True, "dead_after": DEAD_AFTER * scale.batch}, plan | {"decoder_norm": "free"}
+        objective = replace(objective, by_norm=True, dead_after=DEAD_AFTER * scale.batch)
+        plan |= {"decoder_norm": "free"}
     return Recipe(d, replace(objective, **own), optimizer, **plan)
 
 
