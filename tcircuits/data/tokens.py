@@ -193,7 +193,7 @@ def _about(folder: Path) -> About:
     known = {f.name for f in fields(About)}
     unknown, missing = sorted(raw.keys() - known), sorted(known - raw.keys())
     if unknown or missing:
-        raise InputError(f"{where}: unknown fields {unknown[:5]}, missing fields {missing}")
+        raise InputError(f"{where}: unknown fields {[f'{name:.60}' for name in unknown[:5]]}, missing fields {missing}")
     if not isinstance(raw["sources"], list):
         raise InputError(f"{where}: sources is no list")
     try:

@@ -113,6 +113,7 @@ HOSTILE = [
     ({"version": 2}, "version 2; this release reads 1"),
     ({"version": True}, "version True"),
     ({"more": 1}, r"unknown fields \['more'\]"),
+    ({"m" * 5000: 1}, r"unknown fields \['m{60}'\]"),
 ]
 
 

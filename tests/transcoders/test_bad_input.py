@@ -78,6 +78,7 @@ PER_LAYER = [
     (config(activation="topk", k=F + 1), "k=13 is outside 1..12"),
     (config(k=True), "k: True; it must be a whole number"),
     (config(surprise=1, other=2), r"unknown fields other, surprise .*allow_unknown=\('other', 'surprise'\)"),
+    (config(**{"x" * 5000: 1}), r"unknown fields x{60} .*allow_unknown=\('x{60}',\)"),
     (config(transcoders=["../layer_0.safetensors"]), "outside the folder"),
     (config(transcoders=["/etc/x.safetensors"]), "outside the folder"),
     (config(transcoders=["nope.safetensors"]), "'nope.safetensors', which is not there"),

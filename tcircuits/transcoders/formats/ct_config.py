@@ -54,8 +54,10 @@ def parse(raw: Mapping[Any, Any], allow_unknown: Collection[str] = ()) -> tuple[
     problems = []
     unknown = sorted(str(key) for key in raw if key not in (*KNOWN, *NEUTRAL, *allow_unknown))
     if unknown:
+        shown = tuple(f"{name:.60}" for name in unknown[:20])
+        rest = f", and {len(unknown) - 20} more" if len(unknown) > 20 else ""
         problems.append(
-            f"{CONFIG} has unknown fields {', '.join(unknown)} (if they do not matter: allow_unknown={tuple(unknown)})"
+            f"{CONFIG} has unknown fields {', '.join(shown)}{rest} (if they do not matter: allow_unknown={shown})"
         )
 
     def choice(key: str, table: Mapping[str, str]) -> str | None:
