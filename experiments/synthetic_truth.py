@@ -20,10 +20,9 @@ be compared, with care: F1 still rises with the number of activations (`finer`, 
 1.5, 0.83 at 6). JumpReLU and L1 come near the L0 asked for, the others reach it; see each row's `l0`. A run that was
 cut off is completed by the same command at the same commit.
 
-SAELens (`synthetic/rival_sae_lens.py`), whose benchmark it is, has the same law and measures. Its trainer differs from
-ours by `small` and further by AuxK (a term for each prefix, of weight 1, without ReLU) and clipping; at an eighth, seed
-1, a constant rate and 2 million samples it reached F1 0.57 and MCC 0.68 with BatchTopK, ours 0.55 and 0.67. At full
-size ours stayed below the published figures (0.53 and 0.62 after 131 of 200 million samples); why is not known.
+SAELens (`synthetic/rival_sae_lens.py`), whose benchmark it is, has the same law. Its trainer differs from ours by
+`small` and further by AuxK (a term for each prefix, of weight 1, without ReLU) and clipping. At full size BatchTopK
+stayed below the published figures in a run that was cut off; why is not known, and no result is kept.
 
 A step of one dictionary takes 10 B F D operations in its products: at full size 32 GFLOP, 6.3 PFLOP for 200M samples
 (`apart` 77 GFLOP more), and by estimate 1 GB of memory traffic: pre-activations, moments, the 43,500 rows that make a

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Bring a command to its end on slices that may be taken away. Makes the slice where there is none, installs, runs the
 # command on every host, and where the slice was taken or a host failed, does it again:
-#   TPU_NAME=... TPU_ZONE=... tpu/keep.sh v5litepod-16 --queued --spot -- tcircuits train ... --out FOLDER
+#   TPU_NAME=... TPU_ZONE=... tpu/keep.sh v5litepod-16 --queued --spot -- tcircuits train FOLDER --data DATA
 # The command must go on by itself from what it left (as `tcircuits train` and `extract` do), in a FOLDER that outlives the
 # slice. A slice that was taken is made anew as often as it takes, unless none comes for TPU_PATIENCE seconds (a day); on a
 # slice that is still there a command may fail TPU_RETRIES times (3) in a row, then its exit code is this one's. The slice is

@@ -18,7 +18,7 @@ from tcircuits.models.model import Model
 from tcircuits.tasks.behaviour import Behaviour, told
 from tcircuits.tasks.gate import LEAST, check_capability
 from tcircuits.transcoders.dictionary import Transcoders
-from tcircuits.types import InputError
+from tcircuits.types import Bool, InputError
 
 TOLERANCE = 0.1
 
@@ -75,23 +75,48 @@ def discover(
     how: Any = {"dictionary": dictionary, "ablation": ablation, "errors": errors, "batch": batch}
     scored = score(model, behaviour, units, method, points=points, seed=seed, **how)
     counts = np.unique(counts_of(grid(units.n), units.n)) if size is None else np.array([size])
-    masks = np.r_[nested(scored.values, counts, signed=signed), np.zeros((1, units.n), bool)]
-    runs = run_circuits(model, behaviour, masks, units, split="selection", **how)
-    full, none = runs.model.metric, runs.circuits.metric[-1]
-    check_range(full, none)
-    f = faithfulness(runs.circuits.metric[:-1], full, none)
-    taken = next((int(i) for i in np.flatnonzero(np.abs(1 - f) <= tolerance)), None)
-    chosen = 0 if size is not None else taken if taken is not None else len(counts) - 1
+    masks = nested(scored.values, counts, signed=signed)
+    choice = choose(model, behaviour, units, masks, tolerance, **how)
+    chosen = 0 if size is not None else choice.taken if choice.taken is not None else len(counts) - 1
     about = {
         **{"method": method, "signed": signed, "ablation": ablation, "errors": errors, "points": points, "seed": seed},
         **{"dictionary": None if dictionary is None else dictionary.source or dictionary.cfg.kind},
         **{"tolerance": tolerance, "size_given": size, "behaviour": told(behaviour), "capability": asdict(gate)},
         "cost": {name: getattr(scored, name) for name in ("forwards", "backwards", "seconds")},
         "stability": _stability(scored, int(counts[chosen]), signed, seed),
-        "selection": {"counts": counts.tolist(), "faithfulness": f.tolist()},
+        "selection": {"counts": list(choice.counts), "faithfulness": list(choice.faithfulness)},
     }
-    circuit = Circuit(units, masks[chosen], scored.values, model.name, about)
-    return circuit, scored, Choice(tuple(counts.tolist()), tuple(f.tolist()), taken)
+    return Circuit(units, masks[chosen], scored.values, model.name, about), scored, choice
+
+
+def choose(
+    model: Model,
+    behaviour: Behaviour,
+    units: Units | Edges,
+    masks: Bool[np.ndarray, "K U"],
+    tolerance: float,
+    **how: Any,
+) -> Choice:
+    """The first of some circuits whose faithfulness is within `tolerance` of 1 on the selection split.
+
+    Args:
+        model: from `load_model`.
+        behaviour: whose selection split is run.
+        units: what circuits consist of.
+        masks: the circuits, of growing size.
+        tolerance: on either side.
+        how: `run_circuits`' dictionary, ablation, errors, batch.
+
+    Raises:
+        InputError: all and nothing cannot be told apart; what `run_circuits` refuses.
+    """
+    stacked = np.concatenate([masks, np.zeros((1, units.n), bool)])
+    runs = run_circuits(model, behaviour, stacked, units, split="selection", **how)
+    full, none = runs.model.metric, runs.circuits.metric[-1]
+    check_range(full, none)
+    f = faithfulness(runs.circuits.metric[:-1], full, none)
+    taken = next((int(i) for i in np.flatnonzero(np.abs(1 - f) <= tolerance)), None)
+    return Choice(tuple(masks.sum(1).tolist()), tuple(f.tolist()), taken)
 
 
 def _stability(scored: UnitScores, size: int, signed: bool, seed: int) -> dict[str, Any] | None:

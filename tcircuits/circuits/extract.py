@@ -27,14 +27,14 @@ from tcircuits.circuits.behaviour_graph import (
     save_behaviour_graph,
 )
 from tcircuits.circuits.circuit import Circuit
-from tcircuits.circuits.discover import TOLERANCE, Choice, grid
+from tcircuits.circuits.discover import TOLERANCE, Choice, choose, grid
 from tcircuits.circuits.forward import Errors
 from tcircuits.circuits.graph_build import build_graph
 from tcircuits.circuits.group_search import How, group_search
 from tcircuits.circuits.hierarchy import Mode, hierarchy
 from tcircuits.circuits.meter import OWN, Meter, meter
-from tcircuits.circuits.metrics import check_range, counts_of, faithfulness
-from tcircuits.circuits.running import Ablation, run_circuits
+from tcircuits.circuits.metrics import counts_of
+from tcircuits.circuits.running import Ablation
 from tcircuits.circuits.scores import POINTS
 from tcircuits.circuits.stages import Stages, of_arrays
 from tcircuits.circuits.tree import Hierarchy, load_hierarchy, save_hierarchy
@@ -240,23 +240,16 @@ class _Searching:
 def _chosen(search: _Searching, found: Mapping[str, np.ndarray]) -> tuple[Circuit, Choice]:
     """The smallest circuit that is near enough to the model on the selection split, else the largest."""
     masks, options, units = found["masks"], search.options, search.units
-    counts = masks.sum(1)
-    stacked = np.concatenate([masks, np.zeros((1, units.n), bool)])
-    runs = run_circuits(search.model, search.behaviour, stacked, units, split="selection", **search.how)
-    full, none = runs.model.metric, runs.circuits.metric[-1]
-    check_range(full, none)
-    f = faithfulness(runs.circuits.metric[:-1], full, none)
-    taken = next((int(i) for i in np.flatnonzero(np.abs(1 - f) <= options.tolerance)), None)
-    chosen = len(counts) - 1 if taken is None else taken
+    choice = choose(search.model, search.behaviour, units, masks, options.tolerance, **search.how)
+    chosen = len(masks) - 1 if choice.taken is None else choice.taken
     d = search.how["dictionary"]
     about = {"method": "extract", "options": asdict(options), "behaviour": told(search.behaviour)}
     about |= {"ablation": options.ablation, "errors": options.errors, "dictionary": d.source or d.cfg.kind}
     about |= {"tree": dict(search.tree.about), "evaluations": int(found["spent"])}
     about |= {"measured_to_the_end": bool(found["measured"])}
-    about |= {"selection": {"counts": counts.tolist(), "faithfulness": f.tolist()}}
-    scores = _ranks(masks, counts, search.importance)
-    circuit = Circuit(units, masks[chosen], scores, search.model.name, about)
-    return circuit, Choice(tuple(counts.tolist()), tuple(f.tolist()), taken)
+    about |= {"selection": {"counts": list(choice.counts), "faithfulness": list(choice.faithfulness)}}
+    scores = _ranks(masks, masks.sum(1), search.importance)
+    return Circuit(units, masks[chosen], scores, search.model.name, about), choice
 
 
 def _ranks(masks: np.ndarray, counts: np.ndarray, importance: np.ndarray) -> np.ndarray:
