@@ -111,19 +111,29 @@ class Case:
 IG = 2 + POINTS + 2 * POINTS  # evaluations: clean, counterfactual, and a forward and a backward pass a point
 
 
-def flat(case: Case) -> None:
-    """The methods without a tree."""
+def eliminated(case: Case, name: str) -> None:
+    """The best by score, then backward elimination with the rest of the budget."""
     budget, scores = case.cfg.budget, case.scores
-    case.add("ig", lambda: (metrics.nested(scores, case.sizes, signed=True), IG, None))
 
-    def trimmed() -> tuple[np.ndarray, float, Any]:
+    def make() -> tuple[np.ndarray, float, Any]:
         measure = meter(case.model, case.behaviour, case.units, **case.how)
         measure.spent += IG
         best = np.argsort(-np.abs(scores), kind="stable")[: 2 * int(case.sizes.max())]
         out = trim(measure, best[scores[best] != 0], case.sizes.tolist(), budget=budget, values=np.abs(scores))
         return out.masks, out.spent, {"measured_to_the_end": out.measured}
 
-    case.add("ig, elimination", trimmed)
+    case.add(name, make)
+
+
+def ranked(case: Case, name: str) -> None:
+    """The best by score."""
+    case.add(name, lambda: (metrics.nested(case.scores, case.sizes, signed=True), IG, None))
+
+
+def flat(case: Case) -> None:
+    """The methods without a tree."""
+    ranked(case, "ig")
+    eliminated(case, "ig, elimination")
     n, batch = case.behaviour["attribution"].n, 16
     steps = _steps(case)
 
@@ -162,7 +172,7 @@ def _steps(case: Case) -> int:
 
 
 def grouped(case: Case, name: str, h: Hierarchy, *, prior: bool) -> None:
-    """Group ablations down a tree with half of the budget, elimination with the other half."""
+    """Group ablations down a tree with half of the budget, elimination with the other half; scores as prior or not."""
     cfg = case.cfg
 
     def make() -> tuple[np.ndarray, float, Any]:
@@ -181,7 +191,7 @@ def grouped(case: Case, name: str, h: Hierarchy, *, prior: bool) -> None:
         about = {"searched": searched, "stopped": found.stopped, "left": len(found.order), "sets": len(found.sets)}
         return out.masks, out.spent, about | {"measured_to_the_end": out.measured}
 
-    case.add(f"groups on {name}" + (", ig as prior" if prior else ""), make)
+    case.add(name, make)
 
 
 def started(cfg: Config, model: tc.Model, d: tc.Transcoders, task: str) -> tuple[Case, dict[str, Any]]:
@@ -272,7 +282,7 @@ def case_of(cfg: Config, model: tc.Model, d: tc.Transcoders, task: str) -> dict[
     for name, h in found.items():
         for prior in (False, True):
             if prior or name != "discounted":
-                grouped(case, name, h, prior=prior)
+                grouped(case, f"groups on {name}" + (", ig as prior" if prior else ""), h, prior=prior)
     return {"task": task, "units": case.units.n, "graph": about, "trees": shapes} | report(case)
 
 
