@@ -9,6 +9,7 @@ Every method may spend `budget` on the attribution split, and gives circuits of 
     ig                flat top-K of integrated gradients (it cannot use the budget)
     ig, elimination   the best of ig, then backward elimination with the rest of the budget
     topk, pruning     learned masks, flat, as many steps as the budget buys
+    topk, long        the same with `long` steps, past the budget: what is left to gain in this basis
     gates on TREE     hard-concrete gates on the sound tree, coarse to fine, likewise; units' start from ig's ranks
     groups on TREE    group ablations down a tree, then backward elimination; TREE is `sound` (magnitude), `discounted`
                       (degree-discounted affinity), `faithful` (the paper's levels) or `random` (the null: the sound
@@ -68,6 +69,8 @@ class Config:
     """Sizes of circuits, of all units."""
     budget: int = 250
     """Evaluations of each method."""
+    long: int = 1000
+    """Steps of `topk, long`."""
     least: float = 0.002
     """Effect of a set that matters, of what all units are worth."""
     nodes: int = 4000
@@ -135,15 +138,15 @@ def flat(case: Case) -> None:
     ranked(case, "ig")
     eliminated(case, "ig, elimination")
     n, batch = case.behaviour["attribution"].n, 16
-    steps = _steps(case)
 
-    def learned(kind: Kind, left_out: float) -> tuple[np.ndarray, float, Any]:
+    def learned(kind: Kind, left_out: float, steps: int = _steps(case)) -> tuple[np.ndarray, float, Any]:
         learning = Learning(steps=steps, batch=batch, left_out=left_out)
         found = learned_scores(case.model, case.behaviour, case.units, kind=kind, how=learning, **_without_batch(case))
         spent = (found.forwards + 2 * found.backwards) / n
         return metrics.nested(found.values, case.sizes, signed=True), spent, {"steps": steps}
 
     case.add("topk", lambda: learned("topk", 0.95))
+    case.add("topk, long", lambda: learned("topk", 0.95, case.cfg.long))
     case.add("pruning", lambda: learned("pruning", 1 - float(np.median(case.cfg.shares))))
 
 

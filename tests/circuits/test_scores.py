@@ -16,13 +16,13 @@ from .test_running import SIZES, dictionary_of, sized
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-@pytest.fixture(scope="module")
-def case():
+@pytest.fixture(scope="module", params=["plt-relu", "clt-relu"])
+def case(request):
     import jax
 
     with jax.enable_x64(True):
         model = sized("llama")
-        d, behaviour = dictionary_of(model, "plt-relu"), random_behaviour(model)
+        d, behaviour = dictionary_of(model, request.param), random_behaviour(model)
         yield model, d, behaviour, units_of(model.cfg, ("head", "feature"), d.cfg)
 
 

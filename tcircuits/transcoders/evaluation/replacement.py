@@ -77,18 +77,24 @@ def features(
 def push(
     d: Transcoders, source: Any, f: Float[Array, "*X F"], carried: Float[Array, "L *X D"], wanted: Any = None
 ) -> Float[Array, "L *X D"]:
-    """Add what features of slot `source` of a cross-layer set write to all slots; with `wanted` [L] only to those."""
+    """Add what features of slot `source` of a cross-layer set write to all slots; with `wanted` [L] only to those.
+
+    Over all slots, with a branch in place of a start that depends on `source`, and decoders looked up again on the way
+    back: so that gradients exist and hold no copy of them.
+    """
     assert d.w_dec is not None
 
-    def add(m: Array, carried: Array) -> Array:
-        def more(carried: Array) -> Array:
-            assert d.w_dec is not None
-            row = jnp.einsum("...F,FD->...D", f, d.w_dec[pair(d.cfg, source, m)])
-            return carried.at[m].add(row.astype(carried.dtype))
+    def more(carried: Array, m: Array) -> Array:
+        assert d.w_dec is not None
+        row = jnp.einsum("...F,FD->...D", f, d.w_dec[pair(d.cfg, source, m)])
+        return carried.at[m].add(row.astype(carried.dtype))
 
-        return more(carried) if wanted is None else jax.lax.cond(wanted[m], more, lambda c: c, carried)
+    def add(carried: Array, m: Array) -> tuple[Array, None]:
+        on = m >= source if wanted is None else (m >= source) & wanted[m]
+        return jax.lax.cond(on, more, lambda carried, _: carried, carried, m), None
 
-    return jax.lax.fori_loop(source, len(d.cfg.layers), add, carried)
+    slots = jnp.arange(len(d.cfg.layers))
+    return jax.lax.scan(jax.checkpoint(add, prevent_cse=False), carried, slots)[0]
 
 
 def written(
