@@ -137,9 +137,9 @@ def flat(case: Case) -> None:
     """The methods without a tree."""
     ranked(case, "ig")
     eliminated(case, "ig, elimination")
-    n, batch = case.behaviour["attribution"].n, 16
+    n, batch, budgeted = case.behaviour["attribution"].n, 16, _steps(case)
 
-    def learned(kind: Kind, left_out: float, steps: int = _steps(case)) -> tuple[np.ndarray, float, Any]:
+    def learned(kind: Kind, left_out: float, steps: int = budgeted) -> tuple[np.ndarray, float, Any]:
         learning = Learning(steps=steps, batch=batch, left_out=left_out)
         found = learned_scores(case.model, case.behaviour, case.units, kind=kind, how=learning, **_without_batch(case))
         spent = (found.forwards + 2 * found.backwards) / n
