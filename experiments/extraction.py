@@ -11,8 +11,8 @@ heads and transcoder features, errors kept, ablation by resampling.
 
 Table 2 of the paper has, of each model and task, nodes, edges, preservation and time; its interpretability table
 compression, modularity, description length and purity (`circuits.interpretability`; modules are the tree's first
-level that parts some edge). The stages of HAGD's own code on its mod-23 task (GPT-2, four layers, one GPU): 151 s transcoders, 4.5 s
-attribution, 199 s interventions, 21 s validation.
+level that parts some edge). The stages of HAGD's own code on its mod-23 task (GPT-2, four layers, one GPU): 151 s
+transcoders, 4.5 s attribution, 199 s interventions, 21 s validation.
 """
 
 import time
