@@ -6,6 +6,9 @@ Graphs of the embedded model's behaviours, units only (heads and transcoder feat
 every way to coarsen the level with the most clusters below half of the nodes is compared with the graph itself: errors
 of the 30 smallest eigenvalues that are not zero, and of the spaces that they span (`circuits.coarse_quality`; Loukas
 2019), beside the same clusters with members dealt out at random (the null).
+
+The paper writes the affinity as the symmetric part of the signed A: `signed_degree_not_positive` is the share of nodes
+whose degree is then 0 or below, where the normalised Laplacian does not exist.
 """
 
 from dataclasses import dataclass
@@ -66,12 +69,15 @@ def finest(h: Hierarchy) -> int:
 def rows_of(cfg: Config, task: str, g: BehaviourGraph) -> list[dict[str, Any]]:
     """Every way, beside its null."""
     s, rows = affinity(g), []
+    signed = g.matrix(g.signed)
+    negative = float(np.mean((signed + signed.T).sum(0) <= 0))
     for name, options in WAYS.items():
         h = hierarchy(g, seed=cfg.seed, **options)
         level = finest(h)
         own = coarse_quality(s, h.labels(level), seed=cfg.seed)
         null = coarse_quality(s, shuffled(h, cfg.seed).labels(level), seed=cfg.seed)
         about = {"task": task, "way": name, "nodes": g.n, "edges": len(g.source), "clusters": own.clusters}
+        about["levels"], about["signed_degree_not_positive"] = int(h.depth.max()), negative
         rows.append(about | _figures("", own) | _figures("null_", null))
     return rows
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.figures_circuits import circuit_rows
+from experiments.figures_hierarchy import tree_rows
 from experiments.reading import Row, read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -305,6 +306,7 @@ def table() -> str:
         *paper_rows(),
         *study_rows(),
         *circuit_rows(),
+        *tree_rows(),
     ]
     lines = ["| what | figure | command |", "|---|---|---|"]
     lines += [f"| {what} | {figure} | `python -m {where}` |" for what, figure, where in rows]

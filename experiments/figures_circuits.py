@@ -23,7 +23,7 @@ def circuit_rows() -> list[Row]:
         what = f"circuits on prompts of `tiny` a second, {b['n']:,} units ({b['units']})"
         text = f"{b['together']:,.0f} together, {b['single']:,.0f} one at a time: {b['ratio']:.0f}x"
         rows.append((what, text, "experiments.bench.circuits"))
-    return [*rows, *rival_rows(), *edge_rows(), *patched_rows(), *addition_rows(), *hierarchy_rows(), *extracted_rows()]
+    return [*rows, *rival_rows(), *edge_rows(), *patched_rows(), *addition_rows()]
 
 
 def edge_rows() -> list[Row]:
@@ -81,51 +81,4 @@ def addition_rows() -> list[Row]:
         text = f"phi {phi['value']:.2f} [{phi['low']:.2f}, {phi['high']:.2f}]; nothing: {nulls['nothing_phi']:.2f}; "
         text += f"95th percentile of random: {nulls['random_phi_95']:.2f}"
         rows.append((what, text, "experiments.circuit_baselines --suite mod113"))
-    return rows
-
-
-SEARCHES = (
-    "flat top-K of scores",
-    "paper's traversal",
-    "120 single ablations, by strength",
-    "120 group ablations, left",
-    "120 group ablations, left, random tree",
-    "120 group ablations, left, then elimination",
-)
-
-
-def hierarchy_rows() -> list[Row]:
-    """Time of hierarchies, and what group ablation finds."""
-    f = read("bench_hierarchy")["figures"]
-    last, e = f["nodes"][-1], f["exponents"]
-    text = (
-        f"{last['cuts']:.0f} s of processor time, {last['rss_gb']:.1f} GB; exponent {e['cuts']['nodes']:.2f} in nodes"
-    )
-    what = f"hierarchy of a graph of {last['nodes']:,} nodes and {last['edges']:,} edges, top-down cuts"
-    rows: list[Row] = [(what, text, "experiments.bench.hierarchy")]
-    found = [
-        r
-        for r in read("group_search_synthetic")["figures"]["rows"]
-        if (r["noise"], r["layout"], r["redundancy"]) == (1.0, "two communities", "within") and r["method"] in SEARCHES
-    ]
-    parts = [f"{r['method']} {r['recall']['value']:.2f} (pairs {r['pairs']['value']:.2f})" for r in found]
-    what = "planted circuits with redundant pairs, noise 1: recall of units by method"
-    return [*rows, (what, ", ".join(parts), "experiments.group_search_synthetic")]
-
-
-def extracted_rows() -> list[Row]:
-    """What extraction takes and finds."""
-    rows: list[Row] = []
-    for r in read("extraction")["figures"]["rows"]:
-        if r["refused"]:
-            continue
-        f, phi, n = r["faithfulness"], r["phi"], r["nulls"]
-        found = (
-            f"{r['total']:.0f} s with loading, compiling and test; F {f['value']:.2f} [{f['low']:.2f}, {f['high']:.2f}]"
-        )
-        found += f", phi {phi['value']:.2f}; random {n['faithfulness_95']:.2f}, {n['phi_95']:.2f}"
-        found += f"; the best by ig F {r['baselines']['ig']['value']:.2f}"
-        size = f"{r['kept']} of {r['units']:,} units, {r['evaluations']} evaluations"
-        what = f"`tc.extract`, `{r['model']}`, {r['task']}: {size}"
-        rows.append((what, found, "experiments.extraction"))
     return rows

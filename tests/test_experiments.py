@@ -29,7 +29,16 @@ from tcircuits.attribution.reference_selection import visited
 
 EXPERIMENTS = Path(common.__file__).parent
 HELPERS = {
-    *("common", "toys", "autodiff", "format_cases", "rival_readers", "reading", "figures_circuits"),
+    *(
+        "common",
+        "toys",
+        "autodiff",
+        "format_cases",
+        "rival_readers",
+        "reading",
+        "figures_circuits",
+        "figures_hierarchy",
+    ),
     *("bench.rival_auto_circuit", "bench.rival_circuit_tracer", "bench.rival_paths", "bench.rival_trainers"),
 }
 MODULES = sorted(

@@ -27,6 +27,7 @@ from tcircuits.circuits.graph_build import build_graph
 from tcircuits.circuits.group_search import How, Search, group_search, single_search
 from tcircuits.circuits.hierarchy import coarse_edges, hierarchy
 from tcircuits.circuits.interchange import Interchange, interchange
+from tcircuits.circuits.interpretability import Readability, readability
 from tcircuits.circuits.learning import Learning, learned_scores
 from tcircuits.circuits.meter import Meter, meter
 from tcircuits.circuits.patching import Sweep, patching_sweep
@@ -55,6 +56,7 @@ __all__ = [
     "Meter",
     "PathSweep",
     "Quality",
+    "Readability",
     "Report",
     "Runs",
     "Search",
@@ -84,6 +86,7 @@ __all__ = [
     "most_influential",
     "patching_sweep",
     "path_sweep",
+    "readability",
     "run_circuits",
     "save_behaviour_graph",
     "save_circuit",

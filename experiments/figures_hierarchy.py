@@ -1,0 +1,134 @@
+"""Rows about hierarchies for the table of figures in README.md."""
+
+from typing import Any
+
+from experiments.reading import Row, read
+
+
+def tree_rows() -> list[Row]:
+    """All of them."""
+    parts = (hierarchy_rows(), coarsening_rows(), network_rows(), search_rows(), ablation_rows(), transfer_rows())
+    return [row for part in (*parts, extracted_rows()) for row in part]
+
+
+def coarsening_rows() -> list[Row]:
+    """What coarsening keeps of a spectrum."""
+    rows = [r for r in read("coarsening")["figures"]["rows"] if r["task"] == "ioi"]
+    first = rows[0]
+    what = f"graph of IOI on `tiny` ({first['nodes']:,} nodes) coarsened: median error of small eigenvalues"
+    parts = [f"{r['way']} {r['eigenvalue']:.2f} ({r['clusters']} clusters)" for r in rows]
+    return [
+        (
+            what,
+            f"{', '.join(parts)}; members dealt out at random: {first['null_eigenvalue']:.2f}",
+            "experiments.coarsening",
+        )
+    ]
+
+
+def network_rows() -> list[Row]:
+    """The membership network against what needs no training."""
+    rows = {r["by"]: r for r in read("membership")["figures"]["rows"]}
+    what = f"which nodes of a behaviour held out matter ({len(read('membership')['config']['tasks'])} of `tiny`), AUROC"
+    parts = [
+        _gained(name, r["auroc"], r["auroc gain"]) for name, r in rows.items() if name not in ("|score|", "degree")
+    ]
+    return [(what, ", ".join(parts), "experiments.membership")]
+
+
+def _gained(name: str, value: float, gain: dict[str, Any]) -> str:
+    beside = "" if name == "score" else f" (gain [{gain['low']:+.3f}, {gain['high']:+.3f}])"
+    return f"{name} {value:.3f}{beside}"
+
+
+SHOWN = ("ig", "ig, elimination", "topk", "topk, long", "gates on sound", "groups on sound", "groups on random")
+SHOWN += ("groups on faithful, ig as prior", "groups on sound, ig as prior")
+
+
+def search_rows() -> list[Row]:
+    """Methods at an equal budget."""
+    rows: list[Row] = []
+    for c in read("hierarchical_circuits")["figures"]["cases"]:
+        last = max(r["units"] for r in c["rows"])
+        by = {r["method"]: r for r in c["rows"] if r["units"] == last}
+        what = f"{last} of {c['units']:,} units for {c['task'].replace('_', '-')} of `tiny`, faithfulness by method"
+        text = ", ".join(f"{name} {by[name]['faithfulness']['value']:.2f}" for name in SHOWN if name in by)
+        null = max(n["faithfulness_95"] for n in c["nulls"])
+        rows.append((what, f"{text}; 95th percentile of random {null:.2f}", "experiments.hierarchical_circuits"))
+    return rows
+
+
+def ablation_rows() -> list[Row]:
+    """HAGD's framework without each of its parts."""
+    f = read("hagd_ablation")
+    whole, rows = f["config"]["cross_layer"], []
+    for task in f["config"]["tasks"]:
+        mine = [r for r in f["figures"]["rows"] if r["task"] == task]
+        of = {r["without"]: r for r in mine if r["dictionary"] == whole}
+        of["no cross-layer"] = next(r for r in mine if r["dictionary"] != whole and r["without"] == "whole")
+        text = ", ".join(f"{name} {r['faithfulness']['value']:.2f} ({r['total']:.0f} s)" for name, r in of.items())
+        what = (
+            f"HAGD's ablation table, {task.replace('_', '-')} on `tiny`: faithfulness of 5 % of the units, and seconds"
+        )
+        rows.append((what, text, "experiments.hagd_ablation"))
+    return rows
+
+
+def transfer_rows() -> list[Row]:
+    """What carries over between two dictionaries of one model."""
+    rows = [r for r in read("transfer")["figures"]["rows"] if "neurons" not in r["from"]]
+    edges, ratio = [r["edges"] for r in rows], [r["ratio"] for r in rows]
+    what = "two dictionaries of `tiny`, four behaviours, units matched: the ceiling of any transfer between models"
+    text = (
+        f"{min(edges):.2f} to {max(edges):.2f} of the edges' weight shared; the mapped circuit is {min(ratio):.2f} to "
+    )
+    text += f"{max(ratio):.2f} times as faithful as the other's own"
+    return [(what, text, "experiments.transfer")]
+
+
+SEARCHES = (
+    "flat top-K of scores",
+    "paper's traversal",
+    "120 single ablations, by strength",
+    "120 group ablations, left",
+    "120 group ablations, left, random tree",
+    "120 group ablations, left, then elimination",
+)
+
+
+def hierarchy_rows() -> list[Row]:
+    """Time of hierarchies, and what group ablation finds."""
+    f = read("bench_hierarchy")["figures"]
+    last, e = f["nodes"][-1], f["exponents"]
+    text = (
+        f"{last['cuts']:.0f} s of processor time, {last['rss_gb']:.1f} GB; exponent {e['cuts']['nodes']:.2f} in nodes"
+    )
+    what = f"hierarchy of a graph of {last['nodes']:,} nodes and {last['edges']:,} edges, top-down cuts"
+    rows: list[Row] = [(what, text, "experiments.bench.hierarchy")]
+    found = [
+        r
+        for r in read("group_search_synthetic")["figures"]["rows"]
+        if (r["noise"], r["layout"], r["redundancy"]) == (1.0, "two communities", "within") and r["method"] in SEARCHES
+    ]
+    parts = [f"{r['method']} {r['recall']['value']:.2f} (pairs {r['pairs']['value']:.2f})" for r in found]
+    what = "planted circuits with redundant pairs, noise 1: recall of units by method"
+    return [*rows, (what, ", ".join(parts), "experiments.group_search_synthetic")]
+
+
+def extracted_rows() -> list[Row]:
+    """What extraction takes and finds."""
+    rows: list[Row] = []
+    for r in read("extraction")["figures"]["rows"]:
+        if r["refused"]:
+            continue
+        f, phi, n = r["faithfulness"], r["phi"], r["nulls"]
+        found = (
+            f"{r['total']:.0f} s with loading, compiling and test; F {f['value']:.2f} [{f['low']:.2f}, {f['high']:.2f}]"
+        )
+        found += f", phi {phi['value']:.2f}; random {n['faithfulness_95']:.2f}, {n['phi_95']:.2f}"
+        found += f"; the best by ig F {r['baselines']['ig']['value']:.2f}"
+        size = f"{r['kept']} of {r['units']:,} units, {r['evaluations']} evaluations"
+        tree = "" if r["mode"] == "sound" else f", {r['mode']} tree"
+        what = f"`tc.extract`, `{r['model']}`, {r['task']}{tree}: {size}"
+        rows.append((what, found, "experiments.extraction"))
+    return rows
