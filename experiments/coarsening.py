@@ -76,7 +76,13 @@ def rows_of(cfg: Config, task: str, g: BehaviourGraph) -> list[dict[str, Any]]:
         level = finest(h)
         own = coarse_quality(s, h.labels(level), seed=cfg.seed)
         null = coarse_quality(s, shuffled(h, cfg.seed).labels(level), seed=cfg.seed)
-        about: dict[str, Any] = {"task": task, "way": name, "nodes": g.n, "edges": len(g.source), "clusters": own.clusters}
+        about: dict[str, Any] = {
+            "task": task,
+            "way": name,
+            "nodes": g.n,
+            "edges": len(g.source),
+            "clusters": own.clusters,
+        }
         about |= {"levels": int(h.depth.max()), "signed_degree_not_positive": negative}
         rows.append(about | _figures("", own) | _figures("null_", null))
     return rows
