@@ -163,7 +163,7 @@ def test_stages_hold_what_the_arrays_take(lines):
 def test_the_sweep_costs_what_its_formula_says(lines):
     """The documented model: B T (D H K + D G K + H T K) for attention and B T C D for the reads, of each layer."""
     r, _, found = lines
-    m, T, B, C = r.model, r.tokens, 64, r.slots
+    m, B, C = r.model, 64, r.slots
     D, H, G, K = m.d_model, m.n_heads, m.n_kv_heads, m.d_head
     wanted = 0.0
     for width, layers in sweeps(r, B).by_width.items():
