@@ -4,8 +4,8 @@
 
 Programs are compiled by the TPU's own compiler (`pip install libtpu`, which needs no TPU); nothing is downloaded and no
 weights are allocated. Where transcoders of a model are published, their width is taken; where none are, WIDTH is a
-width that is published for models of that size. 64 tokens, 7,500 features with rows of their own, 128 features active at
-every layer and position, float32. GPU rows are estimates: compiled for as many devices of this host.
+width that is published for models of that size. 64 tokens, 7,500 features with rows of their own, 128 features active
+at every layer and position, float32. GPU rows are estimates: compiled for as many devices of this host.
 Then two plans that must be refused, with what would fit.
 """
 

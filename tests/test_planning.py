@@ -341,3 +341,51 @@ def test_a_tpu_program_is_the_same_work():
     assert tpu.compiler == "libtpu"
     assert tpu.flops == pytest.approx(host.flops, rel=0.1)
     assert Topology(DEVICES["v5e"], "1x1").devices == tpu.devices
+
+
+def test_a_folder_needs_no_weights(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(dict(KNOWN["llama-3.2-1b"])))
+    assert sources.model_of(tmp_path) == known_config("llama-3.2-1b")
+    with pytest.raises(tc.InputError, match=r"'nothing' is unknown; give one of tiny, .*llama-2-70b"):
+        sources.model_of("nothing")
+
+
+@pytest.mark.parametrize(
+    ("text", "k", "wanted"),
+    [
+        ("neurons", None, ("neurons", 8192, "relu", False)),
+        ("skip:4096", None, ("transcoder", 4096, "relu", True)),
+        ("clt:512", 16, ("clt", 512, "topk", False)),
+        ("llama-3.2-1b-skip", None, ("transcoder", 131072, "topk", True)),
+    ],
+)
+def test_dictionaries_by_kind_and_by_name(text, k, wanted):
+    cfg = known_config("llama-3.2-1b")
+    assert cfg is not None
+    d = sources.dictionary_of(text, cfg, k)
+    assert (d.kind, d.d_feature, d.activation, d.skip) == wanted
+    assert (d.n_layers, d.d_model) == (16, 2048)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sae:64", "write transcoder:WIDTH, skip:WIDTH or clt:WIDTH"),
+        ("transcoder:8", "k=16 is outside"),
+        ("gemma-scope-2b", "for 26 layers .*, the model has 16"),
+        ("qwen3-14b", "width of 'qwen3-14b' stands in its files alone"),
+    ],
+)
+def test_dictionaries_that_are_refused(text, message):
+    cfg = known_config("llama-3.2-1b")
+    assert cfg is not None
+    with pytest.raises(tc.InputError, match=message):
+        sources.dictionary_of(text, cfg, 16)
+
+
+def test_no_stage_is_compiled_where_parameters_do_not_fit(monkeypatch):
+    monkeypatch.setattr(making, "stages", None)
+    big = replace(DEVICES["h100"], memory=1e6)
+    plan = making.make(small(), Topology(big, "1"))
+    assert (plan.lines, plan.fits) == ((), False)
+    assert making.persistent_bytes(small(), 2) < plan.persistent
