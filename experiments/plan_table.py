@@ -10,11 +10,12 @@ Then two plans that must be refused, with what would fit.
 """
 
 import importlib.metadata
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import tcircuits as tc
-from experiments.common import ROOT, save, say, show
+from experiments.common import ROOT, result_path, save, say, show
 from tcircuits.planning.words import advice
 
 ROWS = (
@@ -50,6 +51,8 @@ class Config:
     """Features with rows of their own."""
     active: int = 128
     """Active features at every layer and position."""
+    again: bool = False
+    """Make all plans anew, also those that an earlier run kept."""
 
 
 def planned(text: str, cfg: Config, *, smallest: bool) -> tuple[dict[str, Any], tc.Plan]:
@@ -59,6 +62,7 @@ def planned(text: str, cfg: Config, *, smallest: bool) -> tuple[dict[str, Any], 
     about = {"tokens": cfg.tokens, "max_features": cfg.max_features, "active": cfg.active}
     plan = tc.plan(model, topology, transcoders, **about, smallest=smallest)
     row = {
+        "plan": text,
         "model": model,
         "transcoders": transcoders,
         "topology": topology,
@@ -90,27 +94,53 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def kept(cfg: Config) -> dict[str, Any]:
+    """Figures of an earlier run with the same sizes, which may have been cut off; none where there are none."""
+    path = result_path("plan_table")
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    sizes = ("tokens", "max_features", "active")
+    same = found is not None and all(found["config"][name] == getattr(cfg, name) for name in sizes)
+    same = same and found["figures"]["libtpu"] == importlib.metadata.version("libtpu")
+    return found["figures"] if same and not cfg.again else {}
+
+
 def main(cfg: Config) -> None:
-    """Plan, print, write."""
-    rows, lines = [], {}
+    """Plan, print, write; each plan is kept as soon as it is made."""
+    before = kept(cfg)
+    figures: dict[str, Any] = {
+        "libtpu": importlib.metadata.version("libtpu"),
+        "rows": [],
+        "programs": {},
+        "refused": [],
+    }
+    figures["rows"] = [r for r in before.get("rows", []) if r["plan"] in cfg.rows]
+    figures["refused"] = [r for r in before.get("refused", []) if r["plan"] in cfg.impossible]
+    figures["programs"] = before.get("programs", {})
     for text in cfg.rows:
-        row, plan = planned(text, cfg, smallest=False)
-        rows.append(row)
-        lines[text] = [
-            {"program": x.name, "runs": x.runs, "gb": x.memory / 1e9, "seconds": x.seconds} for x in plan.lines
-        ]
-    refused = []
+        if text not in [r["plan"] for r in figures["rows"]]:
+            row, plan = planned(text, cfg, smallest=False)
+            figures["rows"].append(row)
+            figures["programs"][text] = [
+                {"program": x.name, "runs": x.runs, "gb": x.memory / 1e9, "seconds": x.seconds} for x in plan.lines
+            ]
+            save("plan_table", cfg, figures)
     for text in cfg.impossible:
-        row, plan = planned(text, cfg, smallest=True)
-        refused.append({"plan": text, "fits": row["fits"], "smallest": plan.smallest, "message": advice(plan)})
-    show("plans", rows)
-    show("refused", refused)
-    if cfg.rows == ROWS:
-        before, _, rest = README.read_text(encoding="utf-8").partition(START)
-        after = rest.partition(END)[2]
-        README.write_text(f"{before}{START}\n{markdown(rows)}\n{END}{after}", encoding="utf-8")
-    compiler = importlib.metadata.version("libtpu")
-    save("plan_table", cfg, {"rows": rows, "programs": lines, "refused": refused, "libtpu": compiler})
+        if text not in [r["plan"] for r in figures["refused"]]:
+            row, plan = planned(text, cfg, smallest=True)
+            told = {"plan": text, "fits": row["fits"], "smallest": plan.smallest, "message": advice(plan)}
+            figures["refused"].append(told)
+            save("plan_table", cfg, figures)
+    figures["rows"].sort(key=lambda r: cfg.rows.index(r["plan"]))
+    show("plans", figures["rows"])
+    show("refused", figures["refused"])
+    write_table(figures["rows"])
+
+
+def write_table(rows: list[dict[str, Any]]) -> None:
+    """Put the table into the README."""
+    text = README.read_text(encoding="utf-8")
+    before, _, rest = text.partition(START)
+    README.write_text(f"{before}{START}\n{markdown(rows)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":
