@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from tcircuits.models.generate import generate
     from tcircuits.models.loading import load_model
     from tcircuits.models.model import Model, save_model
+    from tcircuits.planning import Plan, plan
     from tcircuits.tasks import Behaviour, check_capability, load_behaviour, make_behaviour, save_behaviour
     from tcircuits.transcoders.dictionary import Transcoders
     from tcircuits.transcoders.lazy import LazyTranscoders
@@ -170,6 +171,7 @@ _HOME = {
     "tcircuits.models.generate": ("generate",),
     "tcircuits.models.loading": ("load_model",),
     "tcircuits.models.model": ("Model", "save_model"),
+    "tcircuits.planning": ("Plan", "plan"),
     "tcircuits.tasks": ("Behaviour", "check_capability", "load_behaviour", "make_behaviour", "save_behaviour"),
     "tcircuits.transcoders.dictionary": ("Transcoders",),
     "tcircuits.transcoders.lazy": ("LazyTranscoders",),
@@ -198,6 +200,7 @@ __all__ = [
     "Model",
     "Output",
     "PathGraph",
+    "Plan",
     "Report",
     "Timings",
     "Transcoders",
@@ -250,6 +253,7 @@ __all__ = [
     "ov_norms",
     "patching_sweep",
     "path_sweep",
+    "plan",
     "prune",
     "prune_masks",
     "pullback",

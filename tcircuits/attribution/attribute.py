@@ -34,15 +34,16 @@ from tcircuits.transcoders.dictionary import Transcoders, encode
 from tcircuits.transcoders.lazy import LazyTranscoders, Narrow
 from tcircuits.types import Array, InputError
 
-_freeze = jax.jit(freeze, static_argnames=("cfg", "n_slots"))
-_score = {
+# The compiled programs; `planning` compiles the same ones for machines that are not there.
+freeze_program = jax.jit(freeze, static_argnames=("cfg", "n_slots"))
+SCORE_PROGRAMS = {
     "effect": jax.jit(effects, static_argnames=("cfg",)),
     "influence": jax.jit(influence_sketch, static_argnames=("cfg", "n_probes")),
 }
-_rows = jax.jit(rows, static_argnames=("cfg", "per_layer", "n_pos"))
-_chunk_features = jax.jit(chunk_features, static_argnames=("cfg", "size", "n_chunks"))
-_select_top = jax.jit(select_top, static_argnames=("n",))
-_logit_vectors = jax.jit(logit_vectors)
+rows_program = jax.jit(rows, static_argnames=("cfg", "per_layer", "n_pos"))
+chunk_program = jax.jit(chunk_features, static_argnames=("cfg", "size", "n_chunks"))
+select_program = jax.jit(select_top, static_argnames=("n",))
+vectors_program = jax.jit(logit_vectors)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def resolve(
         vec, const = _output_vectors(model, [o[0] for o in outputs], frozen.final.dtype, lanes)
         pos, weight = np.zeros(lanes, np.int32), np.zeros(lanes, vec.dtype)
         pos[: len(outputs)], weight[: len(outputs)] = zip(*((o[1].pos, o[1].weight) for o in outputs), strict=True)
-        chunks.append(_output_chunk(model.cfg, model.params, frozen, vec, const, pos, weight, len(outputs)))
+        chunks.append(output_chunk(model.cfg, model.params, frozen, vec, const, pos, weight, len(outputs)))
     for spec, at, slot in features:
         place = np.asarray([spec.layer, at, slot], np.int32)
         chunks.append(_feature_chunk(model.cfg, model.params, d, frozen, place, lanes))
@@ -134,7 +135,7 @@ def resolve(
 
 @partial(jax.jit, static_argnames=("cfg",))
 @jax.default_matmul_precision("highest")
-def _output_chunk(
+def output_chunk(
     cfg: Any, params: Any, frozen: Frozen, vec: Array, const: Array, pos: Array, weight: Array, n: int | Array
 ) -> Targets:
     """`output_targets` of lanes of which the first n are valid."""
@@ -185,7 +186,7 @@ def _output_vectors(model: Any, wanted: list[Any], dtype: Any, lanes: int) -> tu
     """Vectors at the final norm's output [lanes, D] and constants [lanes]; zero in the lanes beyond those wanted."""
     ids = [token for kind, *what in wanted if kind != "direction" for token in what]
     padded = np.pad(np.asarray(ids, np.int32), (0, bucket(len(ids), lanes) - len(ids)))
-    columns = zip(*map(host, _logit_vectors(model.params, padded)), strict=True)
+    columns = zip(*map(host, vectors_program(model.params, padded)), strict=True)
     vec, const = np.zeros((lanes, model.cfg.d_model), dtype), np.zeros(lanes, dtype)
     for i, (kind, *what) in enumerate(wanted):
         if kind == "direction":
@@ -293,7 +294,7 @@ def freeze_prompt(model: Any, d: Transcoders, ids: np.ndarray, s: Settings) -> F
     origin, slots = origin_rule(model, ids, s), None
     if d.cfg.kind != "neurons" and default_slots(d) > 64:
         slots = min(bucket(int(count_active(model.cfg, model.params, d, ids, origin))), default_slots(d))
-    frozen = _freeze(model.cfg, model.params, d, ids, n_slots=slots, origin=origin)
+    frozen = freeze_program(model.cfg, model.params, d, ids, n_slots=slots, origin=origin)
     check_finite(model, frozen)
     return frozen
 
@@ -319,8 +320,10 @@ def _select(
     if n == n_active:
         score = frozen.valid.astype(frozen.value.dtype)
     else:
-        score = sum((_score[rule](model.cfg, model.params, d, frozen, t) for t in chunks), jnp.zeros_like(frozen.value))
-    picked = _select_top(score, frozen.valid, n=max(n, 1))
+        score = sum(
+            (SCORE_PROGRAMS[rule](model.cfg, model.params, d, frozen, t) for t in chunks), jnp.zeros_like(frozen.value)
+        )
+    picked = select_program(score, frozen.valid, n=max(n, 1))
     size = frozen.index.size
     flat = jnp.pad(picked.flat, (0, bucket(len(picked.flat), 64) - len(picked.flat)), constant_values=size)
     return Selection(flat, picked.start)
@@ -353,7 +356,7 @@ def _all_rows(
     start = host(chosen.start)
     per_layer = bucket(int(np.diff(start).max(initial=1)), 64)
     n_chunks = int((-(-np.diff(start) // size)).sum())
-    features = _chunk_features(model.cfg, model.params, d, frozen, chosen, size, bucket(max(n_chunks, 1), 8))
+    features = chunk_program(model.cfg, model.params, d, frozen, chosen, size, bucket(max(n_chunks, 1), 8))
     pos, valid = host(features.pos), host(features.valid)
     node = host(features.node)
     keep = columns(n, len(chosen.flat), L, T)
@@ -371,7 +374,7 @@ def _all_rows(
             targets = jax.tree.map(lambda x, i=i: x[i : i + 1], features)
             first, reach = int(node[i][valid[i]].min()), int(pos[i][valid[i]].max()) + 1
         step = max(2, -(-T // 4))  # at most four widths of the causal cone, so four programs
-        r = _rows(
+        r = rows_program(
             model.cfg,
             model.params,
             d,

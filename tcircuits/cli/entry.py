@@ -14,6 +14,7 @@ from tcircuits.cli.extracting import Extract, extract
 from tcircuits.cli.features import Features, features
 from tcircuits.cli.files import Convert, Info, convert, info
 from tcircuits.cli.pathing import Paths, paths
+from tcircuits.cli.planning import Plan, plan
 from tcircuits.cli.sweeping import Sweep, sweep
 from tcircuits.cli.tracing import Intervene, Trace, View, intervene, trace, view
 from tcircuits.cli.training import Train, train
@@ -36,6 +37,7 @@ RUN: dict[type, Callable[[Any], None]] = {
     Train: train,
     Sweep: sweep,
     Info: info,
+    Plan: plan,
     Eval: evaluate,
     Features: features,
 }

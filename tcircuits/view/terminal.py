@@ -186,3 +186,15 @@ def show_known() -> None:
     for preset in (*EMBEDDED.values(), *PRESETS.values()):
         table.add_row(preset.name, preset.model, preset.kind, preset.reads, preset.writes)
     console.print(table)
+
+
+def show_rows(title: str, rows: list[dict[str, str]]) -> None:
+    """A table of rows with the same names; all but the first are aligned to the right."""
+    if not rows:
+        return
+    table = result_table(title, *rows[0])
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row.values())
+    Console().print(table)

@@ -1,0 +1,197 @@
+"""The compiled programs of `attribute`, lowered for devices that need not be there. Nothing is allocated or run.
+
+The programs are the very objects that `attribute` calls; their arguments are shapes with shardings, and what one
+program returns, laid out as its compiler chose, is what the next one takes. Parameters and dictionary are split as
+`load_model` and `load_transcoders` split them with a mesh: heads, neurons, features and vocabulary over all devices.
+`attribute` splits nothing over targets, so neither does a plan.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from tcircuits.attribution.attribute import (
+    SCORE_PROGRAMS,
+    chunk_program,
+    count_active,
+    freeze_program,
+    output_chunk,
+    rows_program,
+    select_program,
+    vectors_program,
+)
+from tcircuits.attribution.select import Selection
+from tcircuits.models import params as parameters
+from tcircuits.numerics import bucket
+from tcircuits.parallel import shardings
+from tcircuits.planning.counting import Cost, cost
+from tcircuits.planning.hlo import parse
+from tcircuits.planning.request import Request
+from tcircuits.planning.sweep import Sweeps, sweeps
+from tcircuits.transcoders import dictionary
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device while a program runs: what lives before, its results, its work space, its code."""
+
+    held: int
+    results: int
+    workspace: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.held + self.results + self.workspace + self.code
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One program as compiled: its memory, the work of all its runs together, and how often it runs."""
+
+    name: str
+    runs: int
+    memory: Memory
+    cost: Cost
+
+
+def abstract(tree: Any, mesh: Mesh, dtype: Any) -> Any:
+    """Shapes with shardings for a tree of specs."""
+    places = shardings(tree, mesh)
+    return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, dtype, sharding=p), tree, places)
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes that each device holds of a tree of shapes with shardings."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+@dataclass(frozen=True)
+class Abstract:
+    """What the programs of one request take, on one mesh."""
+
+    request: Request
+    mesh: Mesh
+    chunk: int
+    params: Any
+    d: Any
+
+    def array(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """An array that every device has whole."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, PartitionSpec()))
+
+    @property
+    def persistent(self) -> int:
+        """Bytes of parameters and dictionary on each device."""
+        return device_bytes((self.params, self.d))
+
+
+def abstracted(request: Request, mesh: Mesh, chunk: int) -> Abstract:
+    """Shapes of parameters and dictionary on a mesh."""
+    dtype = jnp.dtype(request.dtype)
+    params = abstract(parameters.spec(request.model), mesh, dtype)
+    d = abstract(dictionary.spec(request.dictionary), mesh, dtype)
+    return Abstract(request, mesh, max(request.chunk or chunk, bucket(request.targets)), params, d)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program, what it returns, and the bytes of each device that its own buffers take."""
+
+    module: Any
+    out: Any
+    results: int
+    workspace: int
+    code: int
+
+    def stage(self, name: str, held: int, total: Cost, runs: int = 1, results: int | None = None) -> Stage:
+        """The line of a plan."""
+        memory = Memory(held, self.results if results is None else results, self.workspace, self.code)
+        return Stage(name, runs, memory, total)
+
+    def work(self, top: float = 1.0) -> Cost:
+        """Work of one run."""
+        return cost(self.module, top)
+
+
+def compiled(program: Any, *args: Any, **static: Any) -> Compiled:
+    """Lower and compile a program for the devices that its arguments' shardings name."""
+    lowered = program.lower(*args, **static)
+    made = lowered.compile()
+    about = made.memory_analysis()
+    out = jax.tree.map(
+        lambda o, s: jax.ShapeDtypeStruct(o.shape, o.dtype, sharding=s), lowered.out_info, made.output_shardings
+    )
+    return Compiled(
+        parse(made.as_text()),
+        out,
+        about.output_size_in_bytes,
+        about.temp_size_in_bytes,
+        about.generated_code_size_in_bytes,
+    )
+
+
+def stages(a: Abstract) -> Iterator[Stage]:
+    """Every program of `attribute`, in the order in which it runs them, one line each."""
+    r, cfg, held = a.request, a.request.model, a.persistent
+    tokens, origin = a.array((r.tokens,), jnp.int32), a.array((), jnp.bool_)
+    slots = None
+    if r.dictionary.kind != "neurons" and r.default_slots > 64:
+        slots = r.slots
+        made = compiled(count_active, cfg, a.params, a.d, tokens, origin)
+        yield made.stage("count active features", held, made.work())
+    made = compiled(freeze_program, cfg, a.params, a.d, tokens, n_slots=slots, origin=origin)
+    yield made.stage("forward, encode, freeze", held, made.work())
+    frozen = made.out
+    held += made.results
+    made = compiled(vectors_program, a.params, a.array((bucket(r.targets, a.chunk),), jnp.int32))
+    yield made.stage("target vectors", held, made.work())
+    targets = _outputs(a, frozen)
+    yield targets.stage("targets", held, targets.work())
+    yield from _selected(a, frozen, targets.out, held + targets.results)
+
+
+def _outputs(a: Abstract, frozen: Any) -> Compiled:
+    """The chunk of logits that are explained."""
+    B, D, dtype = a.chunk, a.request.model.d_model, frozen.value.dtype
+    vec, const = a.array((B, D), dtype), a.array((B,), dtype)
+    pos, weight, n = a.array((B,), jnp.int32), a.array((B,), dtype), a.array((), jnp.int32)
+    return compiled(output_chunk, a.request.model, a.params, frozen, vec, const, pos, weight, n)
+
+
+def _selected(a: Abstract, frozen: Any, targets: Any, held: int) -> Iterator[Stage]:
+    """Scores of all features, selection, and the rows of those selected."""
+    r, cfg = a.request, a.request.model
+    score = frozen.valid
+    if r.features < r.n_active:
+        made = compiled(SCORE_PROGRAMS["influence"], cfg, a.params, a.d, frozen, targets)
+        yield made.stage("influence sketch", held, made.work(cfg.n_layers))
+        score = made.out
+    score = jax.ShapeDtypeStruct(score.shape, frozen.value.dtype, sharding=score.sharding)
+    made = compiled(select_program, score, frozen.valid, n=r.features)
+    yield made.stage("select", held + device_bytes(score), made.work())
+    chosen = Selection(a.array((bucket(r.features, 64),), jnp.int32), made.out.start)
+    plan = sweeps(r, a.chunk)
+    made = compiled(chunk_program, cfg, a.params, a.d, frozen, chosen, size=a.chunk, n_chunks=plan.chunks)
+    yield made.stage("features as targets", held + device_bytes(chosen), made.work())
+    one = jax.tree.map(lambda x: a.array((1, *x.shape[1:]), x.dtype), made.out)
+    yield from _rows(a, frozen, one, chosen, plan, held + device_bytes(chosen) + made.results)
+
+
+def _rows(a: Abstract, frozen: Any, one: Any, chosen: Any, plan: Sweeps, held: int) -> Iterator[Stage]:
+    """The sweep, a program for each width of the causal cone; three results live while the host packs the first."""
+    for width, layers in sorted(plan.by_width.items()):
+        made = compiled(
+            rows_program, a.request.model, a.params, a.d, frozen, one, chosen, per_layer=plan.per_layer, n_pos=width
+        )
+        total = Cost()
+        for layer, n in layers.items():
+            total = total + made.work(layer).times(n)
+        runs = sum(layers.values())
+        yield made.stage(f"rows, {width} positions", held, total, runs, min(3, runs) * made.results)
