@@ -37,7 +37,7 @@ def nothing_runs(monkeypatch):
         pytest.fail("the model was run before the input was refused")
 
     for module, name in (
-        ("tcircuits.attribution.attribute", "_freeze"),
+        ("tcircuits.attribution.attribute", "freeze_program"),
         ("tcircuits.interventions.intervene", "_clean"),
     ):
         monkeypatch.setattr(importlib.import_module(module), name, ran)
@@ -218,6 +218,20 @@ def test_arguments_that_do_not_parse(capsys, tmp_path, monkeypatch, arguments):
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("trace", PROMPT, "--out", "gs://bucket/trace"),
+        ("train", "s3://bucket/run", "--data", "prose"),
+        ("tokenize", "a.txt", "--out", "gs://bucket/prose"),
+    ],
+)
+def test_addresses_are_no_folders(refused, nothing_runs, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert "mount the bucket on every host" in refused(*arguments)
     assert list(tmp_path.iterdir()) == []
 
 

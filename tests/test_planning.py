@@ -312,6 +312,7 @@ def test_what_fits_and_what_is_said_where_it_does_not():
     assert dict(words.facts(a_plan()))["bytes between devices"] == "1 MB (3 all-reduce)"
 
 
+@pytest.mark.slow
 def test_the_library_makes_a_plan_in_a_process_of_its_own():
     found = tc.plan("tiny", "h100:2", "tiny-transcoders", tokens=6, max_features=40, active=16, smallest=False)
     assert (found.devices, found.exact, found.fits) == (2, False, True)

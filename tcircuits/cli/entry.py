@@ -1,9 +1,12 @@
 """The entry point: reads the arguments, runs the verb, turns what went wrong into one message and an exit code."""
 
 import io
+import re
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -48,6 +51,17 @@ def show_warning(message: Any, *_: Any, **__: Any) -> None:
     print("tcircuits: warning:", " ".join(str(message).split()), file=sys.stderr)
 
 
+def check_paths(cfg: Any) -> None:
+    """Raise where a folder or file is given by an address: a path of that name would be made beside the command."""
+    for name, value in ((f.name, getattr(cfg, f.name)) for f in fields(cfg)):
+        for path in value if isinstance(value, tuple) else (value,):
+            if isinstance(path, Path) and (kind := re.match(r"([a-z][a-z0-9+.-]*):/", str(path))):
+                raise InputError(
+                    f"{name} {path}: {kind[1]}:// addresses are not read or written; mount the bucket on every host "
+                    "(gcsfuse, for example) and give its folder, or copy the files"
+                )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     kinds: Any = Annotated[Trace, tyro.conf.subcommand("trace")]
@@ -59,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # tokens hold characters that a terminal may not have
     try:
+        check_paths(cfg)
         RUN[type(cfg)](cfg)
     except (InputError, OSError) as problem:
         print("tcircuits:", " ".join(str(problem).split("\n")), file=sys.stderr)
