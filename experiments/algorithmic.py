@@ -5,7 +5,7 @@
 
 Addition modulo 113 as in Nanda et al. 2023 (arXiv 2301.05217): one layer, five seeds, and one model of two layers;
 parity of 4 to 10 bits; sorting of five different numbers below 30. Held-out texts are fixed in `tasks.algorithms`. Each
-model is written as a folder of `tcircuits/assets` and loads by its name; figures are of the folders, in float16.
+model is written as a folder (`algorithms.folders` says where), those of the package load by name; figures are of the folders, in float16.
 
 For addition: key frequencies of the embedding, restricted and excluded loss (`experiments.algorithms.fourier`), at the
 end and along the way, and how many neurons are tuned to one frequency. For all: transcoders trained by the package's
@@ -33,8 +33,6 @@ from tcircuits.models.params import Params
 from tcircuits.tasks.algorithms import MODULUS, trained_sums
 from tcircuits.tasks.gate import capability
 
-ASSETS = ROOT / "tcircuits/assets/algorithms"
-SEEDS = 5
 FOLDERS = {"transcoder": "transcoders", "clt": "clt"}
 
 
@@ -53,7 +51,7 @@ def _mod(name: str, **sizes: int) -> Callable[[], Problem]:
 
 
 SPECS = {
-    **{f"mod113-{i}": Spec("addition", _mod(f"mod113-{i}"), Recipe(seed=i)) for i in range(SEEDS)},
+    **{name: Spec("addition", _mod(name), Recipe(seed=i)) for i, name in enumerate(folders.SEEDS)},
     "mod113-two-layers": Spec(
         "addition", _mod("mod113-two-layers", n_layers=2, d_mlp=256), kinds=("transcoder", "clt")
     ),
@@ -77,7 +75,7 @@ class Config:
     tokens: int = 819_200
     """Trained on, each set."""
     out: Path | None = None
-    """Folder of the models' folders."""
+    """Folder of the models' folders; `algorithms.folders` says where they lie otherwise."""
     work: Path | None = None
     """Checkpoints; build/algorithmic."""
 
@@ -208,11 +206,16 @@ def sets(cfg: Config, name: str, model: tc.Model, folder: Path, work: Path) -> d
     return found
 
 
+def folder_of(cfg: Config, name: str) -> Path:
+    """Where a model is written."""
+    return folders.home(name) if cfg.out is None else cfg.out / name
+
+
 def finished(cfg: Config, name: str) -> dict[str, Any]:
     """The figures of a model, of now or of an earlier run with the same settings (remove the file to measure anew)."""
     sets = f"{cfg.features}-{cfg.k}-{cfg.tokens}" if cfg.dictionaries else "none"
     path = (cfg.work or ROOT / "build/algorithmic") / name / f"figures-{sets}.json"
-    if path.exists() and (cfg.out or ASSETS).joinpath(name).is_dir():
+    if path.exists() and folder_of(cfg, name).is_dir():
         return json.loads(path.read_text(encoding="utf-8"))
     found = one(cfg, name)
     draft = path.with_suffix(".partial")
@@ -224,7 +227,7 @@ def finished(cfg: Config, name: str) -> dict[str, Any]:
 def one(cfg: Config, name: str) -> dict[str, Any]:
     """Train a model, write it, measure it."""
     spec, work = SPECS[name], (cfg.work or ROOT / "build/algorithmic") / name
-    folder = (cfg.out or ASSETS) / name
+    folder = folder_of(cfg, name)
     problem = spec.problem()
     params, log = train(problem, spec.recipe, work)
     folders.write(folder, problem.cfg, params)

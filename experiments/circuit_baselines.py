@@ -22,6 +22,7 @@ import numpy as np
 from scipy.stats import t as student
 
 import tcircuits as tc
+from experiments.algorithms.folders import SEEDS, own_set, reference
 from experiments.common import save, show
 from tcircuits.circuits import metrics
 from tcircuits.circuits.discover import score
@@ -30,9 +31,7 @@ from tcircuits.circuits.learning import Kind
 from tcircuits.circuits.metrics import SHARES
 from tcircuits.circuits.running import Runs
 from tcircuits.circuits.scores import POINTS, Method
-from tcircuits.models.builtin import ALGORITHMS
 from tcircuits.tasks.gate import LEAST
-from tcircuits.transcoders.presets import usual_set
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Suite:
 FEATURES = "head,feature"
 SUITES = {
     "mod113": Suite(
-        tuple(name for name in ALGORITHMS if name.startswith("mod113-") and name[-1].isdigit()),
+        SEEDS,
         ("addition",),
         (Basis(FEATURES), Basis(FEATURES, "own"), Basis(FEATURES, "own", "ablate"), Basis("edge")),
     ),
@@ -112,7 +111,7 @@ def suite_of(cfg: Config) -> Suite:
 def case(cfg: Config, suite: Suite, model: tc.Model, task: str, basis: Basis) -> dict[str, Any]:
     """One task with one kind of units."""
     behaviour, kinds = tc.make_behaviour(model, task, sizes=dict(suite.sizes), seed=cfg.seed), basis.units
-    name = usual_set(model.name) if basis.transcoders == "own" else basis.transcoders
+    name = own_set(model.name) if basis.transcoders == "own" else basis.transcoders
     d = tc.load_transcoders(name, model=model) if "feature" in kinds else None
     edges = kinds == "edge"
     units = tc.edges_of(model.cfg) if edges else tc.units_of(model.cfg, kinds.split(","), None if d is None else d.cfg)
@@ -218,7 +217,7 @@ def main(cfg: Config) -> None:
     """Measure, print, write after each case."""
     suite, found = suite_of(cfg), []
     for name in suite.models:
-        model = tc.load_model(name)
+        model = tc.load_model(reference(name))
         for task in suite.tasks:
             for basis in suite.bases:
                 found.append(case(cfg, suite, model, task, basis))

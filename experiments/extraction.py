@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 import tcircuits as tc
+from experiments.algorithms.folders import PACKAGED, SEEDS, own_set, reference
 from experiments.common import fresh, save, say, show
 from tcircuits.circuits.discover import TOLERANCE
 from tcircuits.circuits.extract import Extraction
@@ -30,9 +31,7 @@ from tcircuits.circuits.interpretability import readability
 from tcircuits.circuits.profiles import unit_profiles
 from tcircuits.circuits.units import Units
 from tcircuits.circuits.validate import Report
-from tcircuits.models.builtin import ALGORITHMS
 from tcircuits.tasks.gate import LEAST, capability
-from tcircuits.transcoders.presets import usual_set
 from tcircuits.types import InputError
 
 NEAR = 0.03  # of faithfulness 1: circuits of networks trained for one task, where little can be left out
@@ -44,7 +43,7 @@ class Config:
     """What to extract."""
 
     cases: tuple[tuple[str, str, Mode], ...] = (
-        *((name, "addition", "sound") for name in ALGORITHMS if name.startswith("mod113-")),
+        *((name, "addition", "sound") for name in SEEDS),
         ("mod113-0", "addition", "faithful"),
         ("parity", "parity", "sound"),
         ("sorting", "sorting", "sound"),
@@ -69,15 +68,15 @@ class Config:
 def case(model: str, task: str, mode: Mode, share: float, budget: int, random: int, seed: int) -> dict[str, Any]:
     """One behaviour: the gate, seconds by stage, the circuit's figures, the nulls."""
     start = time.perf_counter()
-    loaded = tc.load_model(model)
-    d = tc.load_transcoders(usual_set(model), model=loaded)
+    loaded = tc.load_model(reference(model))
+    d = tc.load_transcoders(own_set(model), model=loaded)
     behaviour = tc.make_behaviour(loaded, task, seed=seed)
     units = tc.units_of(loaded.cfg, ("head", "feature"), d.cfg)
     able = capability(loaded, behaviour)
     about: dict[str, Any] = {"model": model, "task": task, "mode": mode, "units": units.n}
     about |= {"accuracy": able.exact, "passes": able.exact >= LEAST}
     seconds = {"load": time.perf_counter() - start}
-    share, near = (0.5, NEAR) if model in ALGORITHMS else (share, TOLERANCE)
+    share, near = (0.5, NEAR) if model in {*PACKAGED, *SEEDS} else (share, TOLERANCE)
     options = tc.ExtractOptions(budget=budget, share=share, tolerance=near, mode=mode, seed=seed, least=0.0)
     try:
         found = tc.extract(loaded, behaviour, units, dictionary=d, options=options, tell=say)

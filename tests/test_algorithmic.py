@@ -10,13 +10,13 @@ import pytest
 import tcircuits as tc
 from experiments import algorithmic, circuit_baselines
 from experiments.algorithms import addition, dictionaries, folders, fourier, small, training
-from tcircuits.models.builtin import ALGORITHMS
 from tcircuits.models.forward import forward
 from tcircuits.models.params import count
 from tcircuits.tasks import check_capability
 from tcircuits.tasks.algorithms import trained_sums
 from tcircuits.types import InputError
 
+SAVED = (*folders.PACKAGED, *(name for name in folders.SEEDS if name not in folders.PACKAGED))
 TASK = {name: spec.task for name, spec in algorithmic.SPECS.items()}
 
 
@@ -180,9 +180,9 @@ def test_a_small_model_goes_the_whole_way(seven, tmp_path):
         model.encode("9 + 9")
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", SAVED)
 def test_saved_models_load_and_pass_the_gate(name):
-    model = tc.load_model(name)
+    model = tc.load_model(folders.reference(name))
     behaviour = tc.make_behaviour(model, TASK[name])
     for split in behaviour.splits:
         assert check_capability(model, behaviour, split).exact >= 0.97
@@ -190,9 +190,9 @@ def test_saved_models_load_and_pass_the_gate(name):
         tc.make_behaviour(model, "ioi")
 
 
-@pytest.mark.parametrize("name", [n for n in ALGORITHMS if n.startswith("mod113")])
+@pytest.mark.parametrize("name", folders.SEEDS)
 def test_the_whole_table_is_right_by_the_known_algorithm(name):
-    model = tc.load_model(name)
+    model = tc.load_model(folders.reference(name))
     logits, trained = algorithmic.table(model.cfg, model.params, 113), trained_sums(113)
     right = (np.arange(113)[:, None] + np.arange(113)) % 113
     assert np.mean(logits.argmax(-1) == right) > 0.99
@@ -204,10 +204,10 @@ def test_the_whole_table_is_right_by_the_known_algorithm(name):
 
 
 @pytest.mark.slow  # a program of evaluation for every size of model
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", SAVED)
 def test_with_their_transcoders_models_still_answer(name):
-    model = tc.load_model(name)
-    d = tc.load_transcoders(f"{name}-transcoders", model=model)
+    model = tc.load_model(folders.reference(name))
+    d = tc.load_transcoders(folders.own_set(name), model=model)
     assert (d.cfg.kind, d.cfg.d_feature, d.cfg.n_layers) == ("transcoder", 256, model.cfg.n_layers)
     rows = dictionaries.rows_of(TASK[name], held_out=True)[:512]
     found = dictionaries.worth(model, d, rows, dictionaries.answers_of(TASK[name], rows))

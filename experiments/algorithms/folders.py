@@ -1,4 +1,7 @@
-"""Trained models as folders that `load_model` reads: configuration, weights in float16, one token a word."""
+"""Trained models as folders that `load_model` reads: configuration, weights in float16, one token a word.
+
+Some come with the package, which has to stay small; the others lie in `experiments/models`.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,12 +9,33 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from experiments.common import ROOT
 from experiments.lm.families import write_folder
+from tcircuits.models.builtin import ASSETS
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.params import Params
 from tcircuits.models.tokenizers import from_words
+from tcircuits.transcoders.presets import usual_set
 
+PACKAGED = ("mod113-0", "mod113-1", "parity", "sorting")
+MODELS = ROOT / "experiments" / "models"
+SEEDS = tuple(f"mod113-{i}" for i in range(5))
 NEVER = -1e4  # the logit of "=", which is never an answer; those of numbers have a common part of some hundreds
+
+
+def home(name: str) -> Path:
+    """The folder of a trained model."""
+    return (ASSETS / "algorithms" if name in PACKAGED else MODELS) / name
+
+
+def reference(name: str) -> str:
+    """What `load_model` takes for a model here or a built-in one."""
+    return str(MODELS / name) if (MODELS / name).is_dir() else name
+
+
+def own_set(name: str) -> str:
+    """What `load_transcoders` takes for the transcoders that come with it."""
+    return str(MODELS / name / "transcoders") if (MODELS / name).is_dir() else usual_set(name)
 
 
 def vocabulary(cfg: ModelConfig) -> list[str]:
