@@ -97,11 +97,11 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 def kept(cfg: Config) -> dict[str, Any]:
     """Figures of an earlier run with the same sizes, which may have been cut off; none where there are none."""
     path = result_path("plan_table")
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    sizes = ("tokens", "max_features", "active")
-    same = found is not None and all(found["config"][name] == getattr(cfg, name) for name in sizes)
-    same = same and found["figures"]["libtpu"] == importlib.metadata.version("libtpu")
-    return found["figures"] if same and not cfg.again else {}
+    if cfg.again or not path.exists():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    same = all(found["config"][name] == getattr(cfg, name) for name in ("tokens", "max_features", "active"))
+    return found["figures"] if same and found["figures"]["libtpu"] == importlib.metadata.version("libtpu") else {}
 
 
 def main(cfg: Config) -> None:

@@ -60,7 +60,7 @@ def advice(plan: Plan, *, looked: bool = True) -> str:
     where = f"{amount(plan.needs)} of each device's {amount(plan.capacity)} ({plan.topology})"
     fits = f"the smallest that fits is {plan.smallest}" if plan.smallest else f"no {kind} that can be planned here fits"
     fits = fits if looked and not plan.shared else "a larger machine"
-    return f"does not fit: {_what(plan)} needs {where}; {fits}, or {_option(plan)}"
+    return f"does not fit: {_what(plan)} take {where}; {fits}; on this one, {_option(plan)}"
 
 
 def _worst(plan: Plan) -> Line | None:
@@ -71,9 +71,9 @@ def _what(plan: Plan) -> str:
     if plan.persistent > plan.capacity:
         return "parameters and transcoders alone"
     if plan.refused:
-        return f"the program after {plan.lines[-1].name!r}" if plan.lines else "the first program"
+        return f"buffers of the program after {plan.lines[-1].name!r}" if plan.lines else "buffers of the first program"
     worst = _worst(plan)
-    return "the plan" if worst is None else repr(worst.name)
+    return "rows and graph" if worst is None or worst.memory < plan.peak else f"buffers of {worst.name!r}"
 
 
 def _option(plan: Plan) -> str:
@@ -82,5 +82,5 @@ def _option(plan: Plan) -> str:
     if plan.persistent > 0.5 * plan.capacity or worst is None:
         return "--dtype bfloat16 halves parameters and transcoders (float32 is the default)"
     if worst.name.startswith("rows") or worst.name == "influence sketch":
-        return "a smaller --chunk, fewer --tokens or fewer --active features"
-    return "fewer --tokens, or transcoders with fewer --active features"
+        return "give a smaller --chunk, fewer --tokens or fewer --active features"
+    return "give fewer --tokens, fewer --max-features, or transcoders with fewer --active features"
