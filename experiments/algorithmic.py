@@ -5,7 +5,8 @@
 
 Addition modulo 113 as in Nanda et al. 2023 (arXiv 2301.05217): one layer, five seeds, and one model of two layers;
 parity of 4 to 10 bits; sorting of five different numbers below 30. Held-out texts are fixed in `tasks.algorithms`. Each
-model is written as a folder (`algorithms.folders` says where), those of the package load by name; figures are of the folders, in float16.
+model is written as a folder (`algorithms.folders` says where); those of the package load by name. Figures are of the
+folders, in float16.
 
 For addition: key frequencies of the embedding, restricted and excluded loss (`experiments.algorithms.fourier`), at the
 end and along the way, and how many neurons are tuned to one frequency. For all: transcoders trained by the package's
