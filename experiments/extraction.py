@@ -6,8 +6,9 @@
 sorting by networks trained for them, the embedded model's behaviours, and addition modulo 23 as text, which it cannot
 do: a model below the gate (80 % of prompts right) has a row too, whose circuit is scored on agreement with the model's
 own choices. `faithful` is the paper's coarsening in place of ours. Then `tc.validate` on the report split: the circuit,
-keeping nothing, random circuits of its profile, other rankings, and circuits of all sizes by its scores. Units are
-heads and transcoder features, errors kept, ablation by resampling.
+keeping nothing, random circuits of its profile, other rankings, and circuits of all sizes by its scores; and by what
+it makes the model do: `interchange` gives its units their values on the counterfactual, and the answer should follow.
+Units are heads and transcoder features, errors kept, ablation by resampling.
 
 Table 2 of the paper has, of each model and task, nodes, edges, preservation and time; its interpretability table
 compression, modularity, description length and purity (`circuits.interpretability`; modules are the tree's first
@@ -27,6 +28,7 @@ from experiments.common import fresh, save, say, show
 from tcircuits.circuits.discover import TOLERANCE
 from tcircuits.circuits.extract import Extraction
 from tcircuits.circuits.hierarchy import Mode
+from tcircuits.circuits.interchange import Interchange
 from tcircuits.circuits.interpretability import readability
 from tcircuits.circuits.profiles import unit_profiles
 from tcircuits.circuits.units import Units
@@ -82,11 +84,20 @@ def case(model: str, task: str, mode: Mode, share: float, budget: int, random: i
         found = tc.extract(loaded, behaviour, units, dictionary=d, options=options, tell=say)
         start = time.perf_counter()
         report = tc.validate(loaded, behaviour, found.circuit, dictionary=d, random=random, seed=seed)
+        seconds["validate"] = time.perf_counter() - start
+        moved = tc.interchange(loaded, behaviour, units, found.circuit.mask, dictionary=d, random=random, seed=seed)
     except InputError as problem:
         return about | {"refused": str(problem)}
-    seconds |= dict(found.seconds) | {"validate": time.perf_counter() - start}
+    seconds |= found.seconds
     about |= {"refused": None, "seconds": seconds, "total": sum(seconds.values())}
-    return about | _extracted(found) | _reported(report) | {"reading": _reading(loaded, d, behaviour, units, found)}
+    about |= {"reading": _reading(loaded, d, behaviour, units, found), "interchange": _moved(moved)}
+    return about | _extracted(found) | _reported(report)
+
+
+def _moved(found: Interchange) -> dict[str, Any]:
+    """How often the answer follows the circuit's units to the counterfactual, and random units of the same profile."""
+    chance = {"random_95": float(np.quantile(found.random, 0.95)), "p": found.p, "prompts": found.prompts}
+    return {"accuracy": asdict(found.accuracy), "kept": found.kept} | chance
 
 
 def _extracted(found: Extraction) -> dict[str, Any]:
@@ -162,6 +173,7 @@ def _circuit(row: dict[str, Any]) -> dict[str, Any]:
     figures |= {name: (row[key]["share"] or {}).get("value") for name, key in (("A_ok", "a_ok"), ("A_err", "a_err"))}
     nulls, ig = row["nulls"], row["baselines"]["ig"]
     others = {"random F": nulls["faithfulness_95"], "random phi": nulls["phi_95"], "ig F": ig["value"]}
+    others["follows"] = row["interchange"]["accuracy"]["value"]
     return told | {"edges": row["reading"]["edges"], "evaluations": row["evaluations"]} | figures | others
 
 
