@@ -132,13 +132,16 @@ print(json.dumps(getattr(importlib.import_module(module), function)(**arguments)
 """
 
 
-def fresh(module: str, function: str, *, x64: bool = False, echo: bool = False, **arguments: Any) -> Any:
+def fresh(
+    module: str, function: str, *, x64: bool = False, echo: bool = False, platform: str = "", **arguments: Any
+) -> Any:
     """Call a function in a Python of its own: arguments and result are JSON values.
 
-    `x64` enables float64 arrays; `echo` is that of `run`.
+    `x64` enables float64 arrays; `echo` is that of `run`; `platform` is another than JAX's choice.
     """
     call = json.dumps([module, function, arguments])
-    done = run([sys.executable, "-c", _CALL, call], echo=echo, JAX_ENABLE_X64=str(int(x64)))
+    where = {"JAX_PLATFORMS": platform} if platform else {}
+    done = run([sys.executable, "-c", _CALL, call], echo=echo, JAX_ENABLE_X64=str(int(x64)), **where)
     return json.loads(done.stdout.splitlines()[-1])
 
 

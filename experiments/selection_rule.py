@@ -30,8 +30,8 @@ import numpy as np
 import tcircuits as tc
 from experiments.common import save, show, timed
 from tcircuits.attribution.attribute import Settings, freeze_prompt, resolve
-from tcircuits.attribution.prune import absolute, row_totals, series
 from tcircuits.attribution.prune import scores as host_scores
+from tcircuits.attribution.prune import series
 from tcircuits.attribution.rows import Sweep, accumulator, effects, source_reads
 from tcircuits.attribution.sketch import influence_sketch
 
@@ -123,12 +123,11 @@ def direct(cfg: Any, params: Any, dictionary: tc.Transcoders, frozen: Any, targe
 
 def visiting_order(graph: tc.Graph, n_keep: int, queue: int) -> np.ndarray:
     """The first `n_keep` features in the order in which the rounds visit them."""
-    weight = absolute(graph)
-    totals, n = row_totals(graph, weight), graph.n_features
+    n = graph.n_features
     known, order = np.zeros(n + len(graph.targets), bool), np.zeros(0, np.int64)
     known[n:] = True
     while len(order) < min(n_keep, n):
-        score = series(graph, weight * np.repeat(known, np.diff(graph.row_start)), totals).columns[:n]
+        score = series(graph, known).columns[:n]
         ranked = np.argsort(-score, kind="stable")
         fresh = ranked[~known[ranked]][: min(queue, n_keep - len(order))]
         known[fresh], order = True, np.concatenate([order, fresh])

@@ -8,9 +8,10 @@ its features are trained on it by the package's trainer: BatchTopK, Matryoshka (
 JumpReLU, ReLU with L1, and two attempts to do better: `finer` has six prefixes, `apart` is Matryoshka with a penalty on
 decoder rows that share a direction (`Objective.overlap`). `free` and `small` are BatchTopK nearer to the published
 runs: decoder rows are free and what writes most is kept, a latent is dead after 1,000 steps, and with `small` all rows
-begin at norm 0.1; they have no figures yet. All methods see the same batches of a seed, generated within
-the compiled program. L1's weight, for the L0 asked for, and the penalty's come from a seed that is not reported; where
-JumpReLU begins and in which range L1 is looked for was chosen after looking at seed 1 as well.
+begin at norm 0.1; `decayed` is `small` with a learning rate that falls over the last third. All methods see the same
+batches of a seed, generated within the compiled program. L1's weight, for the L0 asked for, and the penalty's come
+from a seed that is not reported; where JumpReLU begins and in which range L1 is looked for was chosen after looking at
+seed 1 as well.
 
 At an eighth, features, dimensions, width, active features and the L0 asked for are all divided by eight: 2,048 features
 in 96 dimensions, about 4.2 active, dictionaries of 512 with L0 25 / 8 or 20 / 8, and 12 million activations instead
@@ -21,8 +22,9 @@ be compared, with care: F1 still rises with the number of activations (`finer`, 
 cut off is completed by the same command at the same commit.
 
 SAELens (`synthetic/rival_sae_lens.py`), whose benchmark it is, has the same law. Its trainer differs from ours by
-`small` and further by AuxK (a term for each prefix, of weight 1, without ReLU) and clipping. At full size BatchTopK
-stayed below the published figures in a run that was cut off; why is not known, and no result is kept.
+`small` and further by AuxK (a term for each prefix, of weight 1, without ReLU) and clipping. `--rival-python`, an
+interpreter that has it, trains its BatchTopK on as many activations of as large a world (its seed 1), for the L0 that
+comes first: the calibration of ours.
 
 A step of one dictionary takes 10 B F D operations in its products: at full size 32 GFLOP, 6.3 PFLOP for 200M samples
 (`apart` 77 GFLOP more), and by estimate 1 GB of memory traffic: pre-activations, moments, the 43,500 rows that make a
@@ -30,9 +32,12 @@ batch.
 """
 
 import json
+import os
+import subprocess
 import time
 from dataclasses import asdict, dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -64,7 +69,7 @@ PUBLISHED = {  # arXiv 2602.14687 and the tool's documentation: 5 seeds, standar
     },
 }
 DEAD_AFTER = 1000  # steps without firing, as in the published runs
-FREE: dict[str, Any] = {"free": "tied", "small": "small"}  # where the rows of such dictionaries begin
+FREE: dict[str, Any] = {"free": "tied", "small": "small", "decayed": "small"}  # where rows of such dictionaries begin
 CHOOSING = 100  # the seed with which L1's weight is found
 L1_TRIED = 4  # how many weights
 ACTIVATION: dict[str, Any] = {"l1": "relu", "jumprelu": "jumprelu"}  # all others: batchtopk
@@ -112,6 +117,17 @@ class Config:
     """Activations to train on; None is the scale's own number."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the large products; weights and moments stay in float32."""
+    rival_python: Path | None = None
+    """An interpreter that has SAELens."""
+
+
+def rival(python: Path, scale: Scale, tokens: int, l0: float) -> subprocess.Popen[str]:
+    """SAELens at the same task, in a process beside this one: its last line is a JSON object."""
+    given = {"part": scale.part, "l0": l0, "samples": tokens, "batch": scale.batch, "lr": scale.lr}
+    given |= {"device": "cpu" if scale.draw is None else "cuda"}
+    script = Path(__file__).parent / "synthetic" / "rival_sae_lens.py"
+    quiet = os.environ | {"TQDM_DISABLE": "1"}
+    return subprocess.Popen([python, script, json.dumps(given)], stdout=subprocess.PIPE, text=True, env=quiet)
 
 
 def recipe(method: str, world: WorldConfig, scale: Scale, l0: float, tokens: int, l1: float = 0.0) -> Recipe:
@@ -133,7 +149,8 @@ def recipe(method: str, world: WorldConfig, scale: Scale, l0: float, tokens: int
             objective = replace(objective, l0=0.1, l0_target=l0, bandwidth=0.5, preactivation=1e-4)
         case _:
             objective = replace(objective, l1=l1)
-    optimizer = Optimizer(scale.lr, warmup=scale.warmup, decay=scale.decay, clip=None, sparsity_warmup=steps // 10)
+    decay = 1 / 3 if method == "decayed" else scale.decay
+    optimizer = Optimizer(scale.lr, warmup=scale.warmup, decay=decay, clip=None, sparsity_warmup=steps // 10)
     own: dict[str, Any] = METHODS[method](width)
     plan: Any = {"steps": steps, "batch": scale.batch, "start": FREE.get(method, "tied"), "compute": scale.compute}
     if method in FREE:
@@ -151,6 +168,7 @@ METHODS: dict[str, Any] = {
     "apart": lambda width: METHODS["matryoshka"](width) | {"overlap": 0.1, "overlap_free": 0.3},
     "free": lambda width: {},
     "small": lambda width: {},
+    "decayed": lambda width: {},
 }
 """What a method adds to the objective, by the dictionary's width."""
 
@@ -229,11 +247,16 @@ def main(cfg: Config) -> None:
     sizes = {"scale": asdict(scale), "world": asdict(world), "tokens": tokens, "methods": cfg.methods}
     variant = "full" if cfg.scale == "full" else ""
     arrays, before = make_world(world), earlier(sizes, variant)
-    rows, curve = before.get("rows", []), before.get("l1_curve", [])
+    rows, curve, theirs = (before.get(name, other) for name, other in (("rows", []), ("l1_curve", []), ("rival", None)))
+    beside = None
+    if cfg.rival_python is not None and theirs is None:
+        beside = rival(cfg.rival_python, scale, tokens, cfg.l0[0])
+        if scale.draw is None:  # on a CPU one after the other
+            theirs, beside = answer(beside), None
     done = {(row["l0_asked"], row["seed"]) for row in rows}
 
     def keep() -> None:
-        figures = {"sizes": sizes, "l1_curve": curve, "summary": summary(rows), "rows": rows}
+        figures = {"sizes": sizes, "l1_curve": curve, "summary": summary(rows), "rows": rows, "rival": theirs}
         save("synthetic_truth", cfg, figures, variant=variant)
 
     for asked, seed in product(cfg.l0, cfg.seeds):
@@ -243,7 +266,11 @@ def main(cfg: Config) -> None:
             curve = l1_curve(world, arrays, scale, tokens)
         rows += one_seed(cfg, scale, world, arrays, tokens, asked, seed, curve)
         keep()
+    if beside is not None:
+        theirs = answer(beside)
     keep()
+    if theirs is not None:
+        show("SAELens", [{k: v for k, v in theirs["figures"].items() if isinstance(v, float)}])
     columns = (
         "l0_asked",
         "method",
@@ -257,6 +284,18 @@ def main(cfg: Config) -> None:
         "mcc_gain",
     )
     show(f"Scale {cfg.scale}", [{name: line[name] for name in columns} for line in summary(rows)])
+
+
+def answer(beside: subprocess.Popen[str]) -> dict[str, Any]:
+    """What the other process found.
+
+    Raises:
+        RuntimeError: it failed; what it said is on the screen.
+    """
+    text, _ = beside.communicate()
+    if beside.returncode:
+        raise RuntimeError(f"SAELens: exit code {beside.returncode}")
+    return json.loads(text.splitlines()[-1])
 
 
 def one_seed(

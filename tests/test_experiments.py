@@ -39,6 +39,7 @@ HELPERS = {
         "figures_circuits",
         "figures_hierarchy",
     ),
+    "bench.attribution_cases",
     *("bench.rival_auto_circuit", "bench.rival_circuit_tracer", "bench.rival_paths", "bench.rival_trainers"),
 }
 MODULES = sorted(

@@ -24,7 +24,7 @@ float32 matrix product of the same process, so it charges all padding, packing a
 import json
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,9 @@ import jax
 import numpy as np
 
 import tcircuits as tc
-from experiments.common import fresh, matmul_peak, peak_rss_gb, run, save, show, timed
-from experiments.toys import random_dictionary, random_model
-from tcircuits.models.config import ModelConfig
-
-CASES: dict[str, dict[str, Any]] = {
-    "A": {"n_layers": 8, "d_model": 128, "n_heads": 4, "n_kv_heads": 2, "d_head": 32, "length": 16, "features": 8843},
-    "B": {"n_layers": 12, "d_model": 256, "n_heads": 8, "n_kv_heads": 4, "d_head": 32, "length": 24, "features": 5031},
-}
-D_FEATURE, D_VOCAB = 1024, 512
+from experiments.bench.attribution_cases import CASES, GEMMA, build, exchange, least_flops
+from experiments.common import fresh, hardware, matmul_peak, peak_rss_gb, run, save, show, timed
+from tcircuits.attribution.attribute import Settings, freeze_prompt
 
 
 @dataclass(frozen=True)
@@ -48,140 +42,160 @@ class Config:
     """What to measure."""
 
     cases: tuple[str, ...] = tuple(CASES)
-    """Models."""
+    """Models: those, or Gemma-2-2B (7.5k nodes of 64 tokens; 19 GB on the device)."""
+    precisions: tuple[str, ...] = ()
+    """Other precisions of the rows' products, each compared with float32."""
+    on_cpu: tuple[str, ...] = ()
+    """Cases that are also computed on this machine's CPU and compared (on a machine with another device)."""
     rival_python: Path | None = None
     """An interpreter that has circuit-tracer."""
+    rival_device: str = "cpu"
+    """Where it runs."""
+    rivals: tuple[str, ...] = tuple(CASES)
+    """Cases that it gets."""
     batches: tuple[int, ...] = (128, 256, 512)
     """Batch sizes of circuit-tracer."""
     repeats: int = 3
     """Warm calls, of which the best counts."""
 
 
-def build(case: str) -> tuple[tc.Model, tc.Transcoders, np.ndarray]:
-    """The model, a dictionary with (nearly) the wanted number of active features, and the prompt, BOS first."""
-    sizes = dict(CASES[case])
-    length, wanted = sizes.pop("length"), sizes.pop("features")
-    rope: dict[str, Any] = {"rotary_dim": sizes["d_head"], "rope_scaling": None}
-    model = random_model("llama", d_mlp=4 * sizes["d_model"], d_vocab=D_VOCAB, **rope, **sizes)
-    tokens = np.concatenate([[0], np.random.default_rng(2).integers(1, D_VOCAB, length - 1)])
-    share = wanted / (sizes["n_layers"] * (length - 1) * D_FEATURE)
-    d = random_dictionary(model, "plt-relu", tokens, d_feature=D_FEATURE, share=share, reads="mlp_in")
-    return model, d, tokens
-
-
-def exchange(path: Path, model: tc.Model, d: tc.Transcoders, tokens: np.ndarray) -> None:
-    """Write everything that the rival needs, under our names."""
-    named = {jax.tree_util.keystr(k, simple=True, separator="."): x for k, x in jax.tree.leaves_with_path(model.params)}
-    arrays = {f"d.{name}": getattr(d, name) for name in ("w_enc", "b_enc", "w_dec", "b_dec")}
-    everything = {k: np.asarray(x) for k, x in (named | arrays).items()}
-    np.savez(path, allow_pickle=False, cfg=np.array(json.dumps(asdict(model.cfg))), tokens=tokens, **everything)
-
-
-def least_flops(cfg: ModelConfig, graph: tc.Graph) -> float:
-    """The work that the rows of a graph need at least; see the module's docstring."""
-    D, H, G, K, T = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.d_head, len(graph.tokens)
-    active = np.zeros((cfg.n_layers + 1, T + 1))
-    np.add.at(active, (graph.features[:, 0] + 1, graph.features[:, 1] + 1), 1)
-    below = active.cumsum(0).cumsum(1)  # [l, n]: features at layers < l and positions < n
-    layer = graph.row_layer.astype(np.int64)
-    n = np.concatenate([graph.features[:, 1], [t.pos for t in graph.targets]]) + 1
-    attention = layer * (n * (D * H * K + D * G * K) + n * (n + 1) / 2 * H * K)
-    return float(2 * (attention + D * below[layer, n] + D * (layer * n + n)).sum())
-
-
-def ours(case: str, folder: str | None, repeats: int) -> dict[str, Any]:
+def ours(case: str, folder: str | None, repeats: int, precision: str = "highest", name: str = "ours") -> dict[str, Any]:
     """Our side, in this process; writes what the comparison needs into `folder`."""
     jax.config.update("jax_enable_compilation_cache", False)
+    start = time.perf_counter()
     model, d, tokens = build(case)
-    if folder:
+    if folder and case in CASES:
         exchange(Path(folder) / "exchange.npz", model, d, tokens)
-    stages: list[tc.Timings] = []
+    built, stages = time.perf_counter() - start, []
 
     def attribute() -> tc.Graph:
         stages.append(tc.Timings())
-        return tc.attribute(model, d, tokens, position_zero="constant", timings=stages[-1])
+        most = GEMMA["max_features"] if case == "Gemma-2-2B" else None
+        given: dict[str, Any] = {"max_features": most, "position_zero": "constant", "precision": precision}
+        return tc.attribute(model, d, tokens, timings=stages[-1], **given)
 
     done = timed(attribute, repeats)
     graph, rss = done.value, peak_rss_gb()
+    device = jax.devices()[0].memory_stats() or {}
     pruning = timed(lambda: tc.prune(graph), repeats)
     best = min(stages[1:], key=lambda s: sum(s.values()))
     start = time.perf_counter()
     dense = graph.dense()
     packing = time.perf_counter() - start
     if folder:
-        np.save(Path(folder) / "ours.npy", dense)
-        np.save(Path(folder) / "ours.nodes.npy", graph.features)
-    flops, peak = least_flops(model.cfg, graph), matmul_peak()
+        np.save(Path(folder) / f"{name}.npy", dense)
+        np.save(Path(folder) / f"{name}.nodes.npy", graph.features)
+        np.save(Path(folder) / f"{name}.mask.npy", pruning.value.node_mask)
+    frozen = freeze_prompt(model, d, tokens.astype(np.int32), Settings(None, position_zero="constant"))
+    flops = least_flops(model.cfg, graph, np.asarray(frozen.n_active))
+    peak = matmul_peak(precision=None if precision == "default" else precision)
     return {
+        "precision": precision,
         "features": graph.n_features,
+        "n_active": graph.n_active,
         "edges": len(graph.weight),
         "cold": done.first,
         "warm": done.best,
         "stages": dict(best),
         "prune": pruning.best,
         "dense": packing,
+        "build": built,
         "peak_rss_gb": rss,
+        "peak_device_gb": device.get("peak_bytes_in_use", 0) / 1e9 or None,
         "max_row_gap": graph.max_row_gap,
         "least_gflop": flops / 1e9,
         "peak_gflops": peak / 1e9,
         "fraction_of_peak": flops / done.best / peak,
         "fraction_of_peak_rows": flops / best["attribute"] / peak,
+        "hardware": hardware(),
     }
 
 
-def agreement(folder: Path) -> dict[str, float]:
-    """The largest difference between the two adjacency matrices, whose nodes must be the same."""
-    ours, theirs = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ours", "rival"))
-    mine, other = np.load(folder / "ours.nodes.npy"), np.load(folder / "rival.npy.nodes.npy")
-    if ours.shape != theirs.shape or not np.array_equal(mine, other):
-        raise RuntimeError(f"the graphs differ: {len(mine)} and {len(other)} features, {ours.shape}, {theirs.shape}")
-    worst = largest = 0.0
+def agreement(folder: Path, one: str = "ours", other: str = "rival") -> dict[str, Any]:
+    """The largest difference between two adjacency matrices, whose nodes must be the same; what pruning keeps of each.
+
+    `worst_of_row` is relative to the row's absolute sum.
+    """
+    ours, theirs = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in (one, other))
+    mine, their = (np.load(folder / f"{name}.nodes.npy") for name in (one, other))
+    if ours.shape != theirs.shape or not np.array_equal(mine, their):
+        raise RuntimeError(f"the graphs differ: {len(mine)} and {len(their)} features, {ours.shape}, {theirs.shape}")
+    worst = largest = of_row = 0.0
     for i in range(0, len(ours), 512):
         a, b = ours[i : i + 512], theirs[i : i + 512]
-        worst, largest = max(worst, float(np.abs(a - b).max())), max(largest, float(np.abs(b).max()))
-    return {"max_difference": worst, "largest_entry": largest}
+        off, mass = np.abs(a - b).max(1), np.abs(b).sum(1)
+        worst, largest = max(worst, float(off.max())), max(largest, float(np.abs(b).max()))
+        of_row = max(of_row, float((off / np.maximum(mass, 1e-30)).max()))
+    found = {"max_difference": worst, "largest_entry": largest, "worst_of_row": of_row}
+    masks = [folder / f"{name}.mask.npy" for name in (one, other)]
+    if all(m.exists() for m in masks):
+        a, b = map(np.load, masks)
+        found |= {"nodes_kept": int(b.sum()), "nodes_differ": int((a != b).sum())}
+    return found
 
 
 def rival(python: Path, folder: Path, cfg: Config) -> dict[str, Any]:
     """circuit-tracer's side, in a process of its own."""
     arguments = (folder / "exchange.npz", folder / "rival.npy", ",".join(map(str, cfg.batches)), str(cfg.repeats))
-    done = run([python, "-m", "experiments.bench.rival_circuit_tracer", *arguments])
+    done = run([python, "-m", "experiments.bench.rival_circuit_tracer", *arguments, cfg.rival_device])
     found = json.loads(done.stdout.splitlines()[-1])
     best = min(found["seconds_by_batch"], key=found["seconds_by_batch"].get)
     return found | {"peak_rss_gb": done.peak_rss_gb, "best_batch": int(best), "best": found["seconds_by_batch"][best]}
 
 
 def measure(case: str, cfg: Config) -> dict[str, Any]:
-    """One case, both sides."""
+    """One case: ours, at other precisions and on the CPU where that is asked for, and the rival."""
+    module = "experiments.bench.attribution"
     with tempfile.TemporaryDirectory() as name:
-        folder = None if cfg.rival_python is None else name
-        arguments = {"case": case, "folder": folder, "repeats": cfg.repeats}
-        found = {"case": case, "ours": fresh("experiments.bench.attribution", "ours", **arguments), "rival": None}
-        if cfg.rival_python is None:
+        folder = Path(name)
+        arguments: dict[str, Any] = {"case": case, "folder": name, "repeats": cfg.repeats}
+        found: dict[str, Any] = {"case": case, "ours": fresh(module, "ours", **arguments), "rival": None}
+        found["precisions"] = []
+        for precision in cfg.precisions:
+            other = fresh(module, "ours", **arguments, precision=precision, name=precision)
+            found["precisions"].append(other | {"agreement": agreement(folder, precision, "ours")})
+        if case in cfg.on_cpu:
+            other = fresh(module, "ours", platform="cpu", **arguments | {"repeats": 1}, name="cpu")
+            found["cpu"] = other | {"agreement": agreement(folder, "cpu", "ours")}
+        if cfg.rival_python is None or case not in cfg.rivals:
             return found
-        mine, other = found["ours"], rival(cfg.rival_python, Path(name), cfg)
+        try:
+            mine, other = found["ours"], rival(cfg.rival_python, folder, cfg)
+        except RuntimeError as error:  # out of memory, say: what it said is part of the result
+            return found | {"rival_failed": str(error)[-500:]}
         speed = {k: other["best"] / mine[k] for k in ("warm", "cold")} | {"prune": other["prune"] / mine["prune"]}
-        return found | {"rival": other, "times_faster": speed, "agreement": agreement(Path(name))}
+        speed["both"] = (other["best"] + other["prune"]) / (mine["warm"] + mine["prune"])
+        return found | {"rival": other, "times_faster": speed, "agreement": agreement(folder)}
 
 
 def main(cfg: Config) -> None:
-    """Measure, print, write."""
-    found = [measure(case, cfg) for case in cfg.cases]
+    """Measure, print, write; what is measured stays should a later case fail."""
+    found: list[dict[str, Any]] = []
+    for case in cfg.cases:
+        found.append(measure(case, cfg))
+        machine = found[-1]["ours"]["hardware"]
+        variant = "" if machine["platform"] == "cpu" else machine["platform"]
+        figures = {"cases": found, "rival_measured": cfg.rival_python is not None}
+        save("bench.attribution", cfg, figures, variant=variant, machine=machine)
     keys = ("cold", "warm", "prune", "peak_rss_gb", "least_gflop", "peak_gflops", "fraction_of_peak", "max_row_gap")
-    show(
-        "ours",
-        [{"case": f["case"], "features": f["ours"]["features"]} | {k: f["ours"][k] for k in keys} for f in found],
-    )
-    if cfg.rival_python is None:
-        print("\ncircuit-tracer was not measured: give --rival-python, an interpreter that has it")
-    else:
-        rows = []
-        for f in found:
-            batches = {f"b={b}": s for b, s in f["rival"]["seconds_by_batch"].items()}
+    rows = [
+        {"case": f["case"], "precision": o["precision"], "features": o["features"]} | {k: o[k] for k in keys}
+        for f in found
+        for o in (f["ours"], *f["precisions"], *([f["cpu"]] if "cpu" in f else []))
+    ]
+    show("ours", rows)
+    rows = []
+    for f in found:
+        if f["rival"] is not None:
             more = {f"{k} x": v for k, v in f["times_faster"].items()} | f["agreement"]
-            rows.append({"case": f["case"]} | batches | {k: f["rival"][k] for k in ("prune", "peak_rss_gb")} | more)
+            rows.append({"case": f["case"], "best": f["rival"]["best"], "batch": f["rival"]["best_batch"]} | more)
+    for f in found:
+        if "rival_failed" in f:
+            print(f"\ncircuit-tracer failed on {f['case']}: {f['rival_failed']}")
+    if rows:
         show("circuit-tracer, and how many times faster ours is", rows)
-    save("bench.attribution", cfg, {"cases": found, "rival_measured": cfg.rival_python is not None})
+    else:
+        print("\ncircuit-tracer was not measured: give --rival-python, an interpreter that has it")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from experiments.bench.rival_circuit_tracer import model_config, weights
 def build(cfg: SimpleNamespace, stored: dict[str, np.ndarray]) -> Any:
     """The model with the switches that edges need."""
     torch, lens = importlib.import_module("torch"), importlib.import_module("transformer_lens")
-    config = model_config(cfg)
+    config = model_config(cfg, "cpu")
     config.use_attn_result = config.use_split_qkv_input = config.use_hook_mlp_in = True
     model = lens.HookedTransformer(config)
     ours = {k.replace("old_mlp.", "").replace("old_unembed.", ""): w for k, w in weights(cfg, stored).items()}

@@ -4,7 +4,7 @@ That module starts this one with an interpreter of its own (`--rival-python`), w
 `tests/golden/make_circuit_tracer.py` says. Torch and circuit-tracer exist there only: they are imported by name, so
 that neither the package nor its type checker ever sees them.
 
-    PYTHON -m experiments.bench.rival_circuit_tracer EXCHANGE.npz ADJACENCY.npy BATCHES REPEATS
+    PYTHON -m experiments.bench.rival_circuit_tracer EXCHANGE.npz ADJACENCY.npy BATCHES REPEATS DEVICE
 
 reads the model from EXCHANGE.npz (Llama-like, per-layer ReLU transcoders from `mlp_in` to `mlp_out`), writes the
 adjacency matrix and, beside it, `.nodes.npy` (the features' layer, position, index), and prints one JSON object.
@@ -26,7 +26,7 @@ NAMES = {
 }  # fmt: skip
 
 
-def model_config(cfg: SimpleNamespace) -> Any:
+def model_config(cfg: SimpleNamespace, device: str) -> Any:
     """The same model in the other library's words."""
     torch = importlib.import_module("torch")
     return importlib.import_module("transformer_lens").HookedTransformerConfig(
@@ -46,7 +46,7 @@ def model_config(cfg: SimpleNamespace) -> Any:
         rotary_dim=cfg.rotary_dim,
         rotary_base=int(cfg.rope_theta),
         dtype=torch.float32,
-        device="cpu",
+        device=device,
         model_name="random-llama",
     )
 
@@ -91,11 +91,11 @@ def tokenizer(n: int) -> Any:
     return fast(tokenizer_object=inner, bos_token="w0", eos_token="w0", unk_token="w1")
 
 
-def build(cfg: SimpleNamespace, stored: dict[str, np.ndarray]) -> Any:
+def build(cfg: SimpleNamespace, stored: dict[str, np.ndarray], device: str) -> Any:
     """The replacement model with the weights in their places."""
     torch = importlib.import_module("torch")
     module = importlib.import_module("circuit_tracer.replacement_model.replacement_model_transformerlens")
-    model = module.TransformerLensReplacementModel.from_config(model_config(cfg), transcoders(cfg, stored))
+    model = module.TransformerLensReplacementModel.from_config(model_config(cfg, device), transcoders(cfg, stored))
     model.tokenizer = tokenizer(cfg.d_vocab)
     ours = weights(cfg, stored)
     for name, p in model.named_parameters():
@@ -104,7 +104,7 @@ def build(cfg: SimpleNamespace, stored: dict[str, np.ndarray]) -> Any:
             p.data = torch.zeros_like(p) if w is None else torch.tensor(w).reshape(p.shape)
     if ours:
         raise ValueError(f"weights that the rival's model has no place for: {sorted(ours)}")
-    return model
+    return model.to(device)
 
 
 def timed(f: Any, repeats: int) -> tuple[float, Any]:
@@ -117,7 +117,7 @@ def timed(f: Any, repeats: int) -> tuple[float, Any]:
     return min(seconds), value
 
 
-def main(exchange: str, adjacency: str, batches: list[int], repeats: int) -> dict[str, Any]:
+def main(exchange: str, adjacency: str, batches: list[int], repeats: int, device: str) -> dict[str, Any]:
     """Attribute and prune, at every batch size."""
     torch = importlib.import_module("torch")
     attribute = importlib.import_module("circuit_tracer").attribute
@@ -125,14 +125,17 @@ def main(exchange: str, adjacency: str, batches: list[int], repeats: int) -> dic
     with np.load(exchange, allow_pickle=False) as file:
         stored = {name: file[name] for name in file.files}
     cfg = SimpleNamespace(**json.loads(str(stored["cfg"])))
-    model, tokens = build(cfg, stored), torch.tensor(stored["tokens"])
+    model, tokens = build(cfg, stored, device), torch.tensor(stored["tokens"]).to(device)
     by_batch, graph = {}, None
     for batch in batches:
         by_batch[str(batch)], graph = timed(lambda b=batch: attribute(tokens, model, batch_size=b), repeats)
     assert graph is not None
     pruning, _ = timed(lambda: prune(graph, 0.8, 0.98), repeats)
-    np.save(adjacency, graph.adjacency_matrix.numpy())
-    np.save(adjacency + ".nodes.npy", graph.active_features[graph.selected_features].int().numpy())
+    np.save(adjacency, graph.adjacency_matrix.cpu().numpy())
+    np.save(
+        adjacency.removesuffix(".npy") + ".nodes.npy",
+        graph.active_features[graph.selected_features].int().cpu().numpy(),
+    )
     return {
         "seconds_by_batch": by_batch,
         "prune": pruning,
@@ -143,5 +146,5 @@ def main(exchange: str, adjacency: str, batches: list[int], repeats: int) -> dic
 
 
 if __name__ == "__main__":
-    path, out, sizes, count = sys.argv[1:]
-    print(json.dumps(main(path, out, [int(b) for b in sizes.split(",")], int(count))))
+    path, out, sizes, count, where = sys.argv[1:]
+    print(json.dumps(main(path, out, [int(b) for b in sizes.split(",")], int(count), where)))

@@ -1,7 +1,7 @@
-"""From a prompt to a graph: the host's part. Resolves targets, picks static sizes, runs the compiled cores, packs rows.
+"""From a prompt to a graph: the host's part. Resolves targets, picks static sizes, runs the compiled cores.
 
-The cores (`freeze`, `effects`, `rows`) are pure and compiled once per bucket of sizes; here they are called chunk by
-chunk, so memory is one chunk of rows plus the edges kept, and progress can be shown.
+The cores (`freeze`, `effects`, `rows`) are pure and compiled once per bucket of sizes; rows are computed chunk by chunk
+(`expansion`) and go to their place in the graph (`row_store`).
 """
 
 import json
@@ -15,15 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from tcircuits.attribution import specify
+from tcircuits.attribution.expansion import default_lanes, store_for, sweep_rows
 from tcircuits.attribution.frozen import Frozen, default_slots, freeze, read_by
 from tcircuits.attribution.graph import Graph, TargetNode
 from tcircuits.attribution.memory import check_memory
 from tcircuits.attribution.narrowing import narrowed, whole_numbers
-from tcircuits.attribution.precise import with_precise_first_layer
+from tcircuits.attribution.precise import first_layer
 from tcircuits.attribution.prune import with_influence
 from tcircuits.attribution.reference_selection import restrict_like_reference
-from tcircuits.attribution.rows import Rows, effects, rows
-from tcircuits.attribution.select import Selection, chunk_features, select_top
+from tcircuits.attribution.row_store import RowStore
+from tcircuits.attribution.rows import effects
+from tcircuits.attribution.select import Selection, select_top
 from tcircuits.attribution.sketch import influence_sketch
 from tcircuits.attribution.targets import Targets, feature_target, logit_vectors, output_targets, pad_targets
 from tcircuits.attribution.timing import Timings
@@ -40,8 +42,6 @@ SCORE_PROGRAMS = {
     "effect": jax.jit(effects, static_argnames=("cfg",)),
     "influence": jax.jit(influence_sketch, static_argnames=("cfg", "n_probes")),
 }
-rows_program = jax.jit(rows, static_argnames=("cfg", "per_layer", "n_pos"))
-chunk_program = jax.jit(chunk_features, static_argnames=("cfg", "size", "n_chunks"))
 select_program = jax.jit(select_top, static_argnames=("n",))
 vectors_program = jax.jit(logit_vectors)
 
@@ -57,6 +57,7 @@ class Settings:
     position_zero: str = "auto"
     selection: str = "influence"
     chunk: int | None = None
+    precision: str = "highest"
 
 
 @partial(jax.jit, static_argnames=("cfg",))
@@ -117,7 +118,7 @@ def resolve(
             outputs.append(_output(model, spec, logits, T))
     features.sort(key=lambda f: -f[0].layer)
     # As wide as the features' chunks, so that one program serves both; and one serves any number of targets.
-    lanes, chunks = max(lanes_of(s), bucket(len(outputs))), []
+    lanes, chunks = max(lanes_of(frozen, s), bucket(len(outputs))), []
     if outputs:
         vec, const = _output_vectors(model, [o[0] for o in outputs], frozen.final.dtype, lanes)
         pos, weight = np.zeros(lanes, np.int32), np.zeros(lanes, vec.dtype)
@@ -152,9 +153,10 @@ def _feature_chunk(cfg: Any, params: Any, d: Transcoders, frozen: Frozen, place:
     return pad_targets(feature_target(cfg, params, d, frozen, layer, pos, slot, one), lanes)
 
 
-def lanes_of(s: Settings) -> int:
+def lanes_of(frozen: Frozen, s: Settings) -> int:
     """How many targets are swept together."""
-    return s.chunk or (64 if jax.default_backend() == "cpu" else 256)
+    L, T, _ = frozen.index.shape
+    return s.chunk or default_lanes(jax.default_backend(), expanded(frozen, s)[0], L, T)
 
 
 def top_logits(logits: np.ndarray, s: Settings) -> list[int]:
@@ -226,6 +228,7 @@ def attribute(
     position_zero: str = "auto",
     selection: str = "influence",
     chunk: int | None = None,
+    precision: str = "highest",
     memory_gb: float | None = None,
     progress: Callable[[int, int], None] | None = None,
     timings: Timings | None = None,
@@ -246,7 +249,9 @@ def attribute(
             (the public tracer's BOS rule), `auto` is `constant` where the prompt starts with the BOS token.
         selection: `influence` or `effect` (see `select`), or `reference`: circuit-tracer's rounds and its
             column-restricted rows, for comparison on graphs small enough to expand whole.
-        chunk: targets swept together (None: 64 on CPU, 256 elsewhere).
+        chunk: targets swept together (None: 64 to 160 on CPU, 256 elsewhere).
+        precision: of the rows' matrix products, in the words of `jax.default_matmul_precision`: `highest` is float32;
+            `default` is TensorFloat-32 on GPUs, bfloat16 on TPUs. All else stays float32; `Graph.max_row_gap` tells.
         memory_gb: bound for the estimate that refuses; None is 60 % of what the machine has free.
         progress: called with (rows done, rows in all); before, for a set on disk, with (blocks read, blocks in all).
         timings: gets the seconds of each stage.
@@ -254,25 +259,37 @@ def attribute(
     Raises:
         InputError: see `check_prompt`, `check_match` and `specify`.
     """
-    s = Settings(max_features, max_n_logits, desired_logit_prob, position, position_zero, selection, chunk)
-    check_settings(s)
-    check_match(model, transcoders)
-    ids, text = check_prompt(model, prompt)
-    specify.check(model, targets, position, len(ids))
+    s = Settings(max_features, max_n_logits, desired_logit_prob, position, position_zero, selection, chunk, precision)
+    ids, text = _checked(model, transcoders, prompt, targets, s)
     times = Timings() if timings is None else timings
     d, some = narrowed(model, transcoders, [ids], [origin_rule(model, ids, s)], progress, times)
     with times.stage("forward"):
         frozen = freeze_prompt(model, d, ids, s)
         chunks, nodes = resolve(model, d, frozen, targets, s, some)
-    n_active = int(frozen.valid.sum())
     with times.stage("select"):
-        n = n_active if max_features is None or selection == "reference" else min(max_features, n_active)
-        check_memory(n, n_active, model.cfg.n_layers, len(ids), memory_gb)
-        chosen = _select(model, d, frozen, chunks, n, n_active, selection)
+        chosen, flat, n_active = _select(model, d, frozen, chunks, s, memory_gb)
     with times.stage("attribute"):
-        packed = _all_rows(model, d, frozen, chosen, chunks, n, s, progress)
-    graph = whole_numbers(assemble(model, d, frozen, ids, text, nodes, chosen, n, packed, n_active, s), some)
+        store = store_for(model.cfg, frozen, flat, nodes, len(flat) < n_active)
+        sweep_rows(model, d, frozen, chosen, chunks, store, lanes_of(frozen, s), s.precision, progress)
+    with times.stage("influence"):
+        graph = whole_numbers(assemble(model, d, frozen, ids, text, nodes, flat, store, n_active, s), some)
     return restrict_like_reference(graph, max_features) if selection == "reference" else graph
+
+
+def _checked(model: Any, transcoders: Any, prompt: Any, targets: Any, s: Settings) -> tuple[np.ndarray, str]:
+    """Token ids and text, once everything that was asked for has been looked at."""
+    check_settings(s)
+    check_match(model, transcoders)
+    ids, text = check_prompt(model, prompt)
+    specify.check(model, targets, s.position, len(ids))
+    return ids, text
+
+
+def expanded(frozen: Frozen, s: Settings) -> tuple[int, int]:
+    """How many features get a row of their own, and how many are active."""
+    n_active = int(frozen.valid.sum())
+    every = s.max_features is None or s.selection == "reference"
+    return n_active if every else min(s.max_features or 0, n_active), n_active
 
 
 def check_settings(s: Settings) -> None:
@@ -281,6 +298,14 @@ def check_settings(s: Settings) -> None:
         raise InputError(f"position_zero={s.position_zero!r}; there are auto, nodes, constant")
     if s.selection not in ("influence", "effect", "reference"):
         raise InputError(f"selection={s.selection!r}; there are influence, effect, reference")
+    try:
+        with jax.default_matmul_precision(s.precision):
+            pass
+    except ValueError:
+        raise InputError(
+            f"precision={s.precision!r}; there are highest, high, default and the other words of "
+            "jax.default_matmul_precision"
+        ) from None
     if s.max_features is not None and s.max_features < 1:
         raise InputError(f"max_features={s.max_features}; give at least 1, or None for all")
     if s.max_n_logits < 1 or not 0 < s.desired_logit_prob <= 1:
@@ -314,102 +339,19 @@ def origin_rule(model: Any, ids: np.ndarray, s: Settings) -> bool:
 
 
 def _select(
-    model: Any, d: Transcoders, frozen: Frozen, chunks: list[Targets], n: int, n_active: int, rule: str
-) -> Selection:
-    """The selected features, padded to a bucket."""
+    model: Any, d: Transcoders, frozen: Frozen, chunks: list[Targets], s: Settings, memory_gb: float | None
+) -> tuple[Selection, np.ndarray, int]:
+    """The selected features, padded to a bucket; their places without the padding; how many are active."""
+    (n, n_active), (L, T, _) = expanded(frozen, s), frozen.index.shape
+    check_memory(n, n_active, L, T, memory_gb)
     if n == n_active:
         score = frozen.valid.astype(frozen.value.dtype)
     else:
-        score = sum(
-            (SCORE_PROGRAMS[rule](model.cfg, model.params, d, frozen, t) for t in chunks), jnp.zeros_like(frozen.value)
-        )
+        rule = SCORE_PROGRAMS[s.selection]
+        score = sum((rule(model.cfg, model.params, d, frozen, t) for t in chunks), jnp.zeros_like(frozen.value))
     picked = select_program(score, frozen.valid, n=max(n, 1))
-    size = frozen.index.size
-    flat = jnp.pad(picked.flat, (0, bucket(len(picked.flat), 64) - len(picked.flat)), constant_values=size)
-    return Selection(flat, picked.start)
-
-
-@dataclass
-class Packed:
-    """Rows on the host: compressed edges and per-row numbers, in the order of the sweep."""
-
-    first: int
-    counts: np.ndarray
-    source: np.ndarray
-    weight: np.ndarray
-    per_row: dict[str, np.ndarray]
-
-
-def _all_rows(
-    model: Any,
-    d: Transcoders,
-    frozen: Frozen,
-    chosen: Selection,
-    outputs: list[Targets],
-    n: int,
-    s: Settings,
-    progress: Any,
-) -> list[Packed]:
-    """Rows of all targets and selected features, chunk by chunk."""
-    L, T, _ = frozen.index.shape
-    size = lanes_of(s)
-    start = host(chosen.start)
-    per_layer = bucket(int(np.diff(start).max(initial=1)), 64)
-    n_chunks = int((-(-np.diff(start) // size)).sum())
-    features = chunk_program(model.cfg, model.params, d, frozen, chosen, size, bucket(max(n_chunks, 1), 8))
-    pos, valid = host(features.pos), host(features.valid)
-    node = host(features.node)
-    keep = columns(n, len(chosen.flat), L, T)
-    packed, waiting = [], []
-    total = len(outputs) + n_chunks
-
-    def collect(item: tuple[Rows, int]) -> None:
-        packed.append(pack(item[0], item[1], keep, n))
-
-    for q in range(total):
-        if q < len(outputs):
-            targets, first, reach = outputs[q], -1, T
-        else:
-            i = q - len(outputs)
-            targets = jax.tree.map(lambda x, i=i: x[i : i + 1], features)
-            first, reach = int(node[i][valid[i]].min()), int(pos[i][valid[i]].max()) + 1
-        step = max(2, -(-T // 4))  # at most four widths of the causal cone, so four programs
-        r = rows_program(
-            model.cfg,
-            model.params,
-            d,
-            frozen,
-            targets,
-            chosen,
-            per_layer=per_layer,
-            n_pos=min(T, -(-reach // step) * step),
-        )
-        waiting.append((r, first))
-        if len(waiting) > 2:  # keep the device busy while the host packs
-            collect(waiting.pop(0))
-        if progress:
-            progress(q + 1, total)
-    for item in waiting:
-        collect(item)
-    return packed
-
-
-def columns(n: int, padded: int, L: int, T: int) -> np.ndarray:
-    """Columns of padded rows that are real: the first n features, then errors and tokens."""
-    return np.concatenate([np.arange(n), padded + np.arange(L * T + T)])
-
-
-def pack(r: Rows, first: int, keep: np.ndarray, n: int) -> Packed:
-    """Compress the valid rows of one chunk; exact zeros are no edges."""
-    valid = host(r.valid)[0]
-    padded = r.weight.shape[-1] - (len(keep) - n)
-    weight = host(r.weight)[0][valid]
-    row, column = np.nonzero(weight)
-    source = np.where(column < n, column, column - (padded - n)).astype(np.int32)
-    counts = np.bincount(row, minlength=len(weight))
-    names = ("unexpanded", "unexpanded_abs", "bias", "origin", "value")
-    per_row = {name: host(getattr(r, name))[0][valid] for name in names}
-    return Packed(first, counts, source, weight[row, column], per_row)
+    flat = jnp.pad(picked.flat, (0, bucket(len(picked.flat), 64) - len(picked.flat)), constant_values=frozen.index.size)
+    return Selection(flat, picked.start), host(flat)[:n], n_active
 
 
 def assemble(
@@ -419,24 +361,20 @@ def assemble(
     ids: np.ndarray,
     text: str,
     nodes: list[TargetNode],
-    chosen: Selection,
-    n: int,
-    packed: list[Packed],
+    flat: np.ndarray,
+    store: RowStore,
     n_active: int,
     s: Settings,
 ) -> Graph:
-    """Chunks in node order (features ascending, then targets), as one graph."""
+    """The rows of the features at `flat` places and of the targets `nodes`, as a graph with its influence."""
     L, T, C = frozen.index.shape
-    outputs = [p for p in packed if p.first < 0]
-    order = sorted((p for p in packed if p.first >= 0), key=lambda p: p.first) + outputs
-    flat = host(chosen.flat)[:n]
     layer, pos, slot = flat // (T * C), flat // C % T, flat % C
     number, value = host(frozen.index)[layer, pos, slot], host(frozen.value)[layer, pos, slot]
-    counts = np.concatenate([p.counts for p in order])
-
-    def rows_of(name: str) -> np.ndarray:
-        return np.concatenate([p.per_row[name] for p in order])
-
+    if store.dtype == np.float32:
+        first = int(store.counts[0].sum())
+        factor = host(frozen.factor)[layer[:first], pos[:first], slot[:first]]
+        store.put_first_layer(*first_layer(model, d, frozen, pos[:first], number[:first], factor))
+    row_start, source, weight = store.edges()
     graph = Graph(
         model=model.name,
         transcoders=d.source,
@@ -448,23 +386,22 @@ def assemble(
         features=np.stack([layer, pos, number], 1).astype(np.int32),
         activations=value,
         targets=tuple(nodes),
-        row_start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        source=np.concatenate([p.source for p in order]),
-        weight=np.concatenate([p.weight for p in order]),
-        row_bias=rows_of("bias"),
-        row_origin=rows_of("origin"),
-        row_value=rows_of("value"),
-        row_unexpanded=rows_of("unexpanded"),
-        row_unexpanded_abs=rows_of("unexpanded_abs"),
-        row_tail=np.zeros(len(counts)),
-        row_tail_abs=np.zeros(len(counts)),
-        influence=np.zeros(n + L * T + T),
+        row_start=row_start,
+        source=source,
+        weight=weight,
+        row_bias=store.bias,
+        row_origin=store.origin,
+        row_value=store.value,
+        row_unexpanded=store.unexpanded,
+        row_unexpanded_abs=store.unexpanded_abs,
+        row_tail=np.zeros(len(store.bias)),
+        row_tail_abs=np.zeros(len(store.bias)),
+        influence=np.zeros(len(flat) + L * T + T),
         influence_unexpanded=np.zeros((L, T)),
         n_active=n_active,
         settings=describe(d, s, origin_rule(model, ids, s), bool(frozen.overflow)),
     )
-    factor = host(frozen.factor)[layer, pos, slot]
-    return with_influence(with_precise_first_layer(graph, model, d, frozen, factor))
+    return with_influence(graph)
 
 
 def describe(d: Transcoders, s: Settings, origin: bool, overflow: bool) -> dict[str, Any]:
@@ -484,6 +421,7 @@ def describe(d: Transcoders, s: Settings, origin: bool, overflow: bool) -> dict[
         "max_n_logits": s.max_n_logits,
         "desired_logit_prob": s.desired_logit_prob,
         "selection": s.selection,
+        "precision": s.precision,
         "position_zero": "constant" if origin else "nodes",
         "overflow": overflow,
     }

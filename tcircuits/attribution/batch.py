@@ -10,24 +10,23 @@ import numpy as np
 
 from tcircuits.attribution import specify
 from tcircuits.attribution.attribute import (
-    Packed,
     Settings,
     assemble,
     check_finite,
     check_match,
     check_prompt,
     check_settings,
-    columns,
     count_active,
     origin_rule,
-    pack,
     resolve,
 )
 from tcircuits.attribution.expand import expand
+from tcircuits.attribution.expansion import store_for
 from tcircuits.attribution.frozen import Frozen, default_slots, freeze
 from tcircuits.attribution.graph import Graph
 from tcircuits.attribution.memory import check_memory
 from tcircuits.attribution.narrowing import narrowed, whole_numbers
+from tcircuits.attribution.row_store import RowStore
 from tcircuits.attribution.targets import Targets, pad_targets
 from tcircuits.numerics import bucket
 from tcircuits.parallel import host
@@ -121,22 +120,26 @@ def _group(model: Any, d: Transcoders, parsed: Any, wanted: Any, origin: bool, s
     n = min(s.max_features or 1, max(int(f.valid.sum()) for f in single))
     chosen, rows = _expand_all(model.cfg, model.params, d, frozen, outputs, max(n, 1), s.chunk or 64)
     graphs = []
+    rows = jax.tree.map(host, rows)
     for i, (ids, text) in enumerate(parsed):
-        selection = jax.tree.map(lambda x, i=i: x[i], chosen)
-        mine = jax.tree.map(lambda x, i=i: x[i], rows)
-        count = int(selection.start[-1])
-        packed = _packed(mine, count, len(selection.flat), model.cfg.n_layers, len(ids))
-        active = int(single[i].valid.sum())
-        graphs.append(assemble(model, d, single[i], ids, text, resolved[i][1], selection, count, packed, active, s))
+        active, nodes = int(single[i].valid.sum()), resolved[i][1]
+        flat = host(chosen.flat[i])[: int(chosen.start[i, -1])]
+        store = store_for(model.cfg, single[i], flat, nodes, len(flat) < active)
+        _fill(store, jax.tree.map(lambda x, i=i: x[i], rows))
+        graphs.append(assemble(model, d, single[i], ids, text, nodes, flat, store, active, s))
     return graphs
 
 
-def _packed(rows: Any, n: int, padded: int, L: int, T: int) -> list[Packed]:
-    """Host rows, chunk by chunk."""
-    keep, node, valid = columns(n, padded, L, T), host(rows.node), host(rows.valid)
-    out = []
-    for q in range(len(node)):
-        if valid[q].any():
-            first = int(node[q][valid[q]].min())
-            out.append(pack(jax.tree.map(lambda x, q=q: x[q : q + 1], rows), first, keep, n))
-    return out
+def _fill(store: RowStore, rows: Any) -> None:
+    """Host rows, chunk by chunk, to their place: a feature's is its own, targets follow."""
+    at = store.n
+    for q in range(len(rows.layer)):
+        one = jax.tree.map(lambda x, q=q: x[q], rows)
+        lanes = np.flatnonzero(one.valid)
+        if not len(lanes) or (one.node[lanes[0]] >= 0 and store.dtype == np.float32 and one.layer == 0):
+            continue  # rows of layer 0 come from `precise`
+        number = one.node[lanes].astype(np.int64)
+        outputs = int((number < 0).sum())
+        number[number < 0] = at + np.arange(outputs)
+        at += outputs
+        store.put_rows(one, number, lanes)

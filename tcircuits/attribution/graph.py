@@ -6,6 +6,8 @@ small graphs.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,24 @@ def segment_sums(values: Floats, row_start: Ints) -> Floats:
     if len(filled):
         out[filled] = np.add.reduceat(values, row_start[filled], dtype=np.float64)
     return out
+
+
+def leaf_mass(unexpanded: Floats) -> Floats:
+    """[R] sums over the leaves [R, L, T] of each row, in float64; at no cost where one 0 stands for all of them."""
+    if not any(unexpanded.strides) and not unexpanded[:1].any():
+        return np.zeros(len(unexpanded))
+    return unexpanded.sum((1, 2), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows lo..hi with the same sources: weights [hi - lo, k] (a view), the k columns, the first edge."""
+
+    lo: int
+    hi: int
+    weight: Floats
+    columns: Ints
+    edge: int
 
 
 @dataclass(frozen=True)
@@ -123,6 +143,27 @@ class Graph:
         """Row of each edge."""
         return np.repeat(np.arange(len(self.row_start) - 1), np.diff(self.row_start))
 
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The rows in order, those of one layer and position together where they have the same sources.
+
+        A graph that is not pruned is a few dense blocks; each edge is then read as part of a matrix.
+        """
+        counts = np.diff(self.row_start)
+        pos = np.concatenate([self.features[:, 1], [t.pos for t in self.targets]])
+        key = np.stack([np.arange(len(counts)) >= self.n_features, self.row_layer, pos, counts])
+        ends = [*(np.flatnonzero((np.diff(key) != 0).any(0)) + 1).tolist(), len(counts)]
+        out: list[Block] = []
+        for lo, hi in pairwise([0, *ends]):
+            start, k = int(self.row_start[lo]), int(counts[lo])
+            edges = slice(start, start + (hi - lo) * k)
+            source, weight = (x[edges].reshape(hi - lo, k) for x in (self.source, self.weight))
+            if (source == source[0]).all():
+                out.append(Block(lo, hi, weight, source[0], start))
+            else:
+                out += [Block(lo + i, lo + i + 1, weight[i : i + 1], source[i], start + i * k) for i in range(hi - lo)]
+        return tuple(out)
+
     def _by_node(self, x: Floats) -> Floats:
         out = np.zeros((self.n_nodes, *x.shape[1:]), x.dtype)
         out[self.row_nodes] = x
@@ -165,15 +206,17 @@ class Graph:
                 "use row_start, source, weight"
             )
         out = np.zeros((self.n_nodes, self.n_nodes), self.weight.dtype)
-        out[self.row_nodes[self.edge_row], self.source] = self.weight
+        node = self.row_nodes
+        for b in self.blocks:
+            out[node[b.lo] : node[b.lo] + b.hi - b.lo, b.columns] = b.weight
         return out
 
     def row_sums(self) -> tuple[Floats, Floats]:
         """Signed sum of each row with its bias, and its absolute total (L1 + |bias|), in float64."""
         signed = segment_sums(self.weight, self.row_start) + self.row_tail
-        signed = signed + self.row_unexpanded.sum((1, 2), dtype=np.float64)
+        signed = signed + leaf_mass(self.row_unexpanded)
         mass = segment_sums(np.abs(self.weight), self.row_start) + self.row_tail_abs
-        mass = mass + self.row_unexpanded_abs.sum((1, 2), dtype=np.float64)
+        mass = mass + leaf_mass(self.row_unexpanded_abs)
         return signed + self.row_bias, mass + np.abs(self.row_bias)
 
     @property

@@ -1,8 +1,8 @@
 """The transposed maps of one layer between the sites of a dictionary and the stream, with norm denominators held.
 
-`hold` has denominators [L, T] of T places: the positions of a frozen prompt (`rows.Sweep`), or the one place that
-input-invariant weights stand for (`weights.Still`). Attributions of a prompt and weights without one go through these
-same maps, so they differ in activations, patterns and denominators and in nothing else.
+`hold` has denominators [L, T] of T places: the positions of a frozen prompt (`rows.Sweep`, `descent.Descent`), or the
+one place that input-invariant weights stand for (`weights.Still`). Attributions of a prompt and weights without one go
+through these same maps, so they differ in activations, patterns and denominators and in nothing else.
 """
 
 from abc import ABC, abstractmethod
@@ -23,7 +23,7 @@ from tcircuits.types import Array, Float
 
 @dataclass(frozen=True)
 class Maps(ABC):
-    """Maps that need no features; `Sweep` and `Still` say where denominators come from."""
+    """Maps that need no features; `Sweep`, `Descent` and `Still` say where denominators come from."""
 
     cfg: ModelConfig
     params: Params
@@ -39,6 +39,10 @@ class Maps(ABC):
         h = self.hold
         return layer((self.params.blocks, Hold(h.pattern, h.norm1, h.norm1_post, h.norm2, h.norm2_post, None)), m)
 
+    def along(self, scale: Float[Array, " T"]) -> Array:
+        """Denominators of the places as they stand beside cotangents [B, T, D], without the last axis."""
+        return scale
+
     def attention(self, m: Any, g: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Transpose of layer m's attention."""
         block, h = self.at(m)
@@ -49,7 +53,7 @@ class Maps(ABC):
         if self.d.cfg.writes == "mlp_out" or not self.cfg.post_norm:
             return g
         block, h = self.at(m)
-        return norm_down(self.cfg, block.norm2_post, h.norm2_post, g)
+        return norm_down(self.cfg, block.norm2_post, self.along(h.norm2_post), g)
 
     def to_stream(self, m: Any, g: Float[Array, "B T D"], reads: str) -> Float[Array, "B T D"]:
         """From what a dictionary reads at layer m to the stream before the MLP's norm."""
@@ -57,8 +61,8 @@ class Maps(ABC):
         if reads == "resid_mid" or block.norm2 is None:
             return g
         if reads == "normalized":
-            return centre(self.cfg.norm, g) / h.norm2[..., None]
-        return norm_down(self.cfg, block.norm2, h.norm2, g)
+            return centre(self.cfg.norm, g) / self.along(h.norm2)[..., None]
+        return norm_down(self.cfg, block.norm2, self.along(h.norm2), g)
 
     def skip(self, m: Any, g: Float[Array, "B T D"]) -> Array | float:
         """Transpose of layer m's affine skip, or 0."""
@@ -66,4 +70,4 @@ class Maps(ABC):
             return 0.0
         slots, covered = coverage(self.d.cfg)
         w = jnp.where(jnp.asarray(covered)[m], wide(self.d.w_skip[jnp.asarray(slots)[m]]), 0.0)
-        return self.to_stream(m, jnp.einsum("BTE,DE->BTD", g, w), self.d.cfg.reads)
+        return self.to_stream(m, jnp.einsum("...E,DE->...D", g, w), self.d.cfg.reads)

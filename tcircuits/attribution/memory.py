@@ -5,9 +5,7 @@ from pathlib import Path
 
 from tcircuits.types import InputError
 
-BYTES_PER_EDGE = (
-    40  # int32 source + float32 weight, kept twice while rows are joined, and float64 work space for influence
-)
+BYTES_PER_EDGE = 25  # int32 source and float32 weight; where zeros are taken out, both again and each edge's new place
 
 
 def free_gb() -> float:

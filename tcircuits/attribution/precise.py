@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from tcircuits.attribution.frozen import Frozen
-from tcircuits.attribution.graph import Graph
 from tcircuits.attribution.linear import block_down, block_up
 from tcircuits.attribution.targets import covectors, encoder_rows
 from tcircuits.models.config import ModelConfig
@@ -67,8 +66,10 @@ def _rows(cfg: ModelConfig, block: Block, held: dict[str, Any], stream: dict[str
 def first_layer(
     model: Any, d: Transcoders, frozen: Frozen, pos: np.ndarray, number: np.ndarray, factor: np.ndarray
 ) -> Any:
-    """Token edges, biases and values, in float64, of the features `number` of layer 0 at positions `pos`."""
+    """Token edges [N, T], biases and values [N], in float64, of the features `number` of layer 0 at positions `pos`."""
     cfg = model.cfg
+    if not len(pos):
+        return np.zeros((0, len(frozen.tokens))), np.zeros(0), np.zeros(0)
     block, held, tokens, positions = _double(_first_of(model.params, frozen.hold, frozen.tokens))
     tokens = tokens * cfg.embed_scale
     stream = {"tokens": tokens, "positions": np.zeros_like(tokens) if positions is None else positions}
@@ -81,23 +82,3 @@ def first_layer(
             found = _rows(cfg, block, held, stream, f)
         out.append([np.asarray(x)[: len(pos[i : i + CHUNK])] for x in found])
     return [np.concatenate(x) for x in zip(*out, strict=True)]
-
-
-def with_precise_first_layer(graph: Graph, model: Any, d: Transcoders, frozen: Frozen, factor: np.ndarray) -> Graph:
-    """The graph with its layer-0 rows computed in float64 (a float64 graph stays as it is); `factor` as in `Frozen`."""
-    n0 = int(np.searchsorted(graph.features[:, 0], 1))
-    if n0 == 0 or graph.weight.dtype == np.float64:
-        return graph
-    _, pos, number = graph.features[:n0].T
-    edges, bias, value = first_layer(model, d, frozen, pos, number, factor[:n0])
-    row, column = np.nonzero(edges)
-    counts = np.bincount(row, minlength=n0)
-    rest = graph.row_start[n0]
-    return replace(
-        graph,
-        row_start=np.concatenate([[0], np.cumsum(counts), counts.sum() + graph.row_start[n0 + 1 :] - rest]),
-        source=np.concatenate([(graph.n_features + graph.n_errors + column).astype(np.int32), graph.source[rest:]]),
-        weight=np.concatenate([edges[row, column].astype(graph.weight.dtype), graph.weight[rest:]]),
-        row_bias=np.concatenate([bias.astype(graph.row_bias.dtype), graph.row_bias[n0:]]),
-        row_value=np.concatenate([value.astype(graph.row_value.dtype), graph.row_value[n0:]]),
-    )

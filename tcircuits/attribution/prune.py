@@ -1,5 +1,8 @@
 """Influence, scores and pruning of a graph on the host: float64, compressed rows, memory grows with edges, not N^2.
 
+All edges are read once, block by block (`Graph.blocks`), for influence and scores together; pruning then works on the
+edges between kept nodes alone.
+
 The same definitions as `influence.py` (which runs on devices); one test holds both to one oracle. Order of operations
 and ties are the reference's (circuit-tracer `prune_graph`): the node threshold keeps every node whose influence is at
 least that of the node at which the sorted cumulative share first reaches it, so nodes that tie with it are kept; edges
@@ -11,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tcircuits.attribution.graph import Graph, segment_sums
+from tcircuits.attribution.graph import Graph, leaf_mass
 from tcircuits.types import InputError
 
 TINY = 1e-30
@@ -43,47 +46,72 @@ class GraphScores:
 
 @dataclass(frozen=True)
 class Series:
-    """Influence of columns [W], unexpanded leaves [L, T], and rows [R] (with the weight that starts there)."""
+    """Influence of columns [W], unexpanded leaves [L, T], and rows [R] (with the weight that starts there).
+
+    `totals` [R] are the rows' absolute totals with leaves and tail; `from_error` [R] what of them comes from errors.
+    """
 
     columns: np.ndarray
     unexpanded: np.ndarray
     rows: np.ndarray
+    totals: np.ndarray
+    from_error: np.ndarray
 
 
-def row_totals(g: Graph, weight: np.ndarray, alive: np.ndarray | None = None) -> np.ndarray:
-    """Absolute total [R] of every row, with leaves and tail (of `alive` rows), in float64."""
-    total = segment_sums(weight, g.row_start)
-    rest = g.row_unexpanded_abs.sum((1, 2), dtype=np.float64) + g.row_tail_abs
-    return total + (rest if alive is None else rest * alive)
+@dataclass(frozen=True)
+class Part:
+    """Some edges in the order of the graph: their number, row, source and absolute weight."""
+
+    index: np.ndarray
+    row: np.ndarray
+    source: np.ndarray
+    weight: np.ndarray
 
 
-def series(g: Graph, weight: np.ndarray, totals: np.ndarray) -> Series:
-    """W Ahat + w Ahat^2 + ... in one pass from the top: targets first, then features layer by layer."""
-    n, W = g.n_features, g.n_sources
-    columns, rows = np.zeros(W), np.zeros(n + len(g.targets))
+def _rest(g: Graph) -> np.ndarray:
+    """Absolute mass [R] of each row that is no edge: leaves and tail."""
+    return leaf_mass(g.row_unexpanded_abs) + g.row_tail_abs
+
+
+def row_totals(g: Graph) -> np.ndarray:
+    """Absolute total [R] of every row, with leaves and tail, in float64."""
+    edges = np.zeros(len(g.row_start) - 1)
+    for b in g.blocks:
+        edges[b.lo : b.hi] = np.abs(b.weight).sum(1, dtype=np.float64)
+    return edges + _rest(g)
+
+
+def _leaves(g: Graph, per_total: np.ndarray) -> np.ndarray:
+    """Influence [L, T] of the leaves, from rows' influence over their total."""
+    if not any(g.row_unexpanded_abs.strides):  # one number for all of them
+        return per_total.sum() * g.row_unexpanded_abs[0].astype(np.float64)
+    return np.einsum("r,rlt->lt", per_total, g.row_unexpanded_abs)
+
+
+def series(g: Graph, known: np.ndarray | None = None) -> Series:
+    """W Ahat + w Ahat^2 + ... in one pass from the top: targets first, then features layer by layer.
+
+    Only rows that are `known` [R] (None: all) pass influence on; all have their place in the totals.
+    """
+    n, E, R = g.n_features, g.n_errors, len(g.row_start) - 1
+    columns, rows, totals, from_error = np.zeros(g.n_sources), np.zeros(R), _rest(g), np.zeros(R)
     rows[n:] = g.target_weights
-    bounds = [n + len(g.targets), n, *np.searchsorted(g.features[:, 0], np.arange(g.n_layers - 1, -1, -1))]
-    for hi, lo in pairwise(bounds):
-        if lo < n:
-            rows[lo:hi] = columns[lo:hi]
-        scale = rows[lo:hi] / np.maximum(totals[lo:hi], TINY)
-        edges = slice(g.row_start[lo], g.row_start[hi])
-        per_edge = np.repeat(scale, np.diff(g.row_start[lo : hi + 1]))
-        columns += np.bincount(g.source[edges], per_edge * weight[edges], W)
-    leaves = np.einsum("r,rlt->lt", rows / np.maximum(totals, TINY), g.row_unexpanded_abs)
-    return Series(columns, leaves, rows)
-
-
-def absolute(g: Graph) -> np.ndarray:
-    """|weights| in float64."""
-    return np.abs(g.weight).astype(np.float64)
+    for b in reversed(g.blocks):
+        here, weight = slice(b.lo, b.hi), np.abs(b.weight).astype(np.float64)
+        totals[here] += weight.sum(1)
+        from_error[here] = weight @ ((b.columns >= n) & (b.columns < n + E)).astype(np.float64)
+        if b.lo < n:
+            rows[here] = columns[here]
+        scale = rows[here] / np.maximum(totals[here], TINY)
+        np.add.at(columns, b.columns, (scale if known is None else scale * known[here]) @ weight)
+    return Series(columns, _leaves(g, rows / np.maximum(totals, TINY)), rows, totals, from_error)
 
 
 def with_influence(g: Graph) -> Graph:
-    """The graph with its influence filled in, from all its edges."""
-    weight = absolute(g)
-    s = series(g, weight, row_totals(g, weight))
-    return replace(g, influence=s.columns, influence_unexpanded=s.unexpanded)
+    """The graph with its influence and scores filled in, from all its edges."""
+    s = series(g)
+    settings = {**g.settings, "scores": asdict(_scores(g, s))}
+    return replace(g, influence=s.columns, influence_unexpanded=s.unexpanded, settings=settings)
 
 
 def threshold(values: np.ndarray, share: float) -> float:
@@ -110,17 +138,15 @@ def threshold(values: np.ndarray, share: float) -> float:
 def scores(g: Graph) -> GraphScores:
     """Replacement and completeness scores and the shares of what is not explained, on the unpruned graph.
 
-    `prune` keeps them in the settings: a compacted graph no longer has the edges for it.
+    They are in the settings of a graph that has its influence: a compacted one no longer has the edges for it.
     """
-    if "scores" in g.settings:
-        return GraphScores(**g.settings["scores"])
-    weight = absolute(g)
-    totals = row_totals(g, weight)
-    s = series(g, weight, totals)
-    n, E = g.n_features, g.n_errors
+    return GraphScores(**g.settings["scores"]) if "scores" in g.settings else _scores(g, series(g))
+
+
+def _scores(g: Graph, s: Series) -> GraphScores:
+    n, E, totals = g.n_features, g.n_errors, s.totals
     errors, tokens, leaves = s.columns[n : n + E].sum(), s.columns[n + E :].sum(), s.unexpanded.sum()
-    from_error = segment_sums(weight * ((g.source >= n) & (g.source < n + E)), g.row_start)
-    lost = (from_error + g.row_unexpanded_abs.sum((1, 2), dtype=np.float64)) / np.maximum(totals, TINY)
+    lost = (s.from_error + leaf_mass(g.row_unexpanded_abs)) / np.maximum(totals, TINY)
     complete, through, fed = (1 - lost) * s.rows, s.rows.sum(), totals > 0
     ends, nodes = errors + tokens + leaves, errors + tokens
     mass = np.maximum(totals + np.abs(g.row_bias), TINY)
@@ -155,8 +181,7 @@ def prune(graph: Graph, node_threshold: float = 0.8, edge_threshold: float = 0.9
     order = np.argsort(-inf, kind="stable")
     cumulative = np.empty_like(inf)
     cumulative[order] = np.cumsum(inf[order]) / max(inf.sum(), TINY)
-    edges = _edges(graph, columns, edge_threshold)
-    columns, edges = _clean(graph, columns, edges)
+    columns, edges = _edges(graph, columns, edge_threshold)
     k, thresholds = len(graph.targets), {"node_threshold": node_threshold, "edge_threshold": edge_threshold}
     return replace(
         graph,
@@ -171,35 +196,61 @@ def _row_kept(g: Graph, columns: np.ndarray) -> np.ndarray:
     return np.concatenate([columns[: g.n_features], np.ones(len(g.targets), bool)])
 
 
+def _between(g: Graph, columns: np.ndarray) -> Part:
+    """The edges between kept nodes."""
+    alive = _row_kept(g, columns)
+    index, row, source, weight = ([np.zeros(0, kind)] for kind in (np.int64, np.int64, np.int64, np.float64))
+    for b in g.blocks:
+        rows, some = np.flatnonzero(alive[b.lo : b.hi]), np.flatnonzero(columns[b.columns])
+        if len(rows) and len(some):
+            index.append((b.edge + rows[:, None] * len(b.columns) + some).ravel())
+            row.append(np.repeat(b.lo + rows, len(some)))
+            source.append(np.tile(b.columns[some], len(rows)))
+            weight.append(np.abs(b.weight[rows[:, None], some]).ravel())
+    return Part(*(np.concatenate(x) for x in (index, row, source, weight)))
+
+
+def _part_scores(g: Graph, columns: np.ndarray, p: Part) -> np.ndarray:
+    """What each edge of the part between kept columns carries: its share of its row times the row's influence."""
+    n, W, R = g.n_features, g.n_sources, len(g.row_start) - 1
+    totals = np.maximum(np.bincount(p.row, p.weight, R) + _rest(g) * _row_kept(g, columns), TINY)
+    reached, scale = np.zeros(W), np.zeros(R)
+    scale[n:] = g.target_weights / totals[n:]
+    bounds = [R, n, *np.searchsorted(g.features[:, 0], np.arange(g.n_layers - 1, -1, -1))]
+    for hi, lo in pairwise(bounds):
+        if lo < n:
+            scale[lo:hi] = reached[lo:hi] / totals[lo:hi]
+        edges = slice(*np.searchsorted(p.row, [lo, hi]))
+        reached += np.bincount(p.source[edges], scale[p.row[edges]] * p.weight[edges], W)
+    return p.weight * scale[p.row]
+
+
 def edge_scores(g: Graph, columns: np.ndarray) -> np.ndarray:
     """What each edge carries [edges]: its share of its row times the row's influence, among the kept columns [W].
 
     Edges from or to other nodes have 0. Pruning cuts on these scores; they also rank edges where only some are shown.
     """
-    alive, row = _row_kept(g, columns), g.edge_row
-    weight = absolute(g) * (alive[row] & columns[g.source])
-    totals = row_totals(g, weight, alive)
-    own = series(g, weight, totals).rows
-    return weight * (own / np.maximum(totals, TINY))[row]
+    p, out = _between(g, columns), np.zeros(len(g.weight))
+    out[p.index] = _part_scores(g, columns, p)
+    return out
 
 
-def _edges(g: Graph, columns: np.ndarray, share: float) -> np.ndarray:
-    """Edges that carry `share` of the score among those between kept nodes."""
-    score = edge_scores(g, columns)
-    return (score >= threshold(score, share)) & (score > 0) if len(score) else np.zeros(0, bool)
-
-
-def _clean(g: Graph, columns: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Drop dead ends until none is left."""
+def _edges(g: Graph, columns: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """The nodes [W] and edges that are kept: edges that carry `share` of the score, and no dead ends."""
+    p, mask = _between(g, columns), np.zeros(len(g.weight), bool)
+    score = _part_scores(g, columns, p)
+    some = (score >= threshold(score, share)) & (score > 0) if len(score) else np.zeros(0, bool)
+    index, row, source = p.index[some], p.row[some], p.source[some]
     n, leaf = g.n_features, g.n_features + g.n_errors
-    row = g.edge_row
     while True:
-        edges = edges & _row_kept(g, columns)[row] & columns[g.source]
-        used = np.bincount(g.source[edges], minlength=g.n_sources) > 0
-        fed = np.bincount(row[edges], minlength=len(g.row_start) - 1) > 0
+        used = np.bincount(source, minlength=g.n_sources) > 0
+        fed = np.bincount(row, minlength=len(g.row_start) - 1) > 0
         kept = columns.copy()
         kept[:leaf] &= used[:leaf]
         kept[:n] &= fed[:n]
         if (kept == columns).all():
-            return columns, edges
+            mask[index] = True
+            return columns, mask
         columns = kept
+        some = _row_kept(g, columns)[row] & columns[source]
+        index, row, source = index[some], row[some], source[some]

@@ -2,12 +2,10 @@
 
     A[t, s] = a_s sum over output layers m of <W_dec_s[m], J_m^T u_t>
 
-with J the frozen linear map between what layer m writes and what the target reads. A chunk carries cotangents [B, T,
-D] from its layer to layer 0; at each layer it reads the MLP's output against all features, the error and (for the
-embedding) the tokens: products [B, T, D] x [T, C, D]. No tape, no copies of the forward pass.
-
-Cost of a chunk per layer below it, in multiply-adds: B T (D H K + D G K + H T K) for attention, B T C D for the
-reads.
+with J the frozen linear map between what layer m writes and what the target reads. A chunk carries cotangents of B
+targets from its layer to layer 0 (`descent` has the maps and what they cost); at each layer it reads the MLP's output
+against all features, the error and (for the embedding) the tokens. No tape, no copies of the forward pass. `rows` gives
+the selected features' columns and sums over the others; `cone` gives every slot as it comes.
 
 Every row balances: sum of its edges + unexpanded + bias = value, with the bias computed forward from the parameters.
 """
@@ -18,8 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tcircuits.attribution.descent import Descent
 from tcircuits.attribution.frozen import Frozen
-from tcircuits.attribution.linear import token_vectors
 from tcircuits.attribution.maps import Maps
 from tcircuits.attribution.select import Selection, chosen_mask
 from tcircuits.attribution.targets import Targets, feature_vectors
@@ -57,37 +55,6 @@ class Rows:
     node: Int[Array, "Q B"]
     layer: Int[Array, " Q"]
     valid: Array
-
-
-def _sliced(frozen: Frozen, n: int) -> Frozen:
-    """The first `n` positions of a frozen prompt: all that targets before position `n` can depend on."""
-    h = frozen.hold
-
-    def cut(x: Array | None) -> Array | None:
-        return None if x is None else x[:, :n]
-
-    assert h.pattern is not None
-    assert h.final_norm is not None
-    hold = Hold(
-        h.pattern[:, :, :n, :n], cut(h.norm1), cut(h.norm1_post), cut(h.norm2), cut(h.norm2_post), h.final_norm[:n]
-    )
-    return replace(
-        frozen,
-        tokens=frozen.tokens[:n],
-        hold=hold,
-        index=frozen.index[:, :n],
-        value=frozen.value[:, :n],
-        factor=frozen.factor[:, :n],
-        valid=frozen.valid[:, :n],
-        values=frozen.values[:, :n],
-        decoder=cut(frozen.decoder),
-        error=frozen.error[:, :n],
-        constant=frozen.constant[:, :n],
-        origin=frozen.origin[:, :n],
-        final=frozen.final[:n],
-        logits=frozen.logits[:n],
-        n_active=frozen.n_active[:, :n],
-    )
 
 
 @dataclass(frozen=True)
@@ -183,6 +150,7 @@ def rows(
     *,
     per_layer: int | None = None,
     n_pos: int | None = None,
+    precision: str = "highest",
 ) -> Rows:
     """Edges from the selected features, errors and tokens to every target. Pure: `jit`, `vmap` and shard it.
 
@@ -196,22 +164,22 @@ def rows(
         per_layer: static bound on the selected features of one layer (default: all that there can be).
         n_pos: static; all targets of this call stand before this position, so that later ones are left out of the
             sweep.
+        precision: static; of matrix products, in JAX's words (see `attribute`).
     """
     L, T, C = frozen.index.shape
     if selection is None:
         selection = Selection(jnp.arange(L * T * C, dtype=jnp.int32), jnp.arange(L + 1, dtype=jnp.int32) * (T * C))
     n = min(T, n_pos or T)
     width = min(per_layer or T * C, selection.flat.shape[0])
-    chosen = chosen_mask(selection, (L, T, C))
-    rest = (~chosen).astype(frozen.value.dtype)[:, :n]
-    sweep = Sweep(cfg, params, dictionary, _sliced(frozen, n))
-    with jax.default_matmul_precision("highest"):
-        return jax.lax.map(lambda t: _chunk_rows(sweep, t, selection, rest, width, T), targets)
+    rest = (~chosen_mask(selection, (L, T, C))).astype(frozen.value.dtype)[:, :n]
+    sweep = Descent(cfg, params, dictionary, frozen, n)
+    with jax.default_matmul_precision(precision):
+        return jax.lax.map(lambda t: _chunk_rows(sweep, t, selection, rest, width), targets)
 
 
-def _chunk_rows(sweep: Sweep, t: Targets, selection: Selection, rest: Array, width: int, T: int) -> Rows:
+def _chunk_rows(sweep: Descent, t: Targets, selection: Selection, rest: Array, width: int) -> Rows:
     """Rows of one chunk."""
-    frozen, (L, n, C) = sweep.frozen, sweep.frozen.index.shape
+    frozen, n, (L, T, C) = sweep.frozen, sweep.n, sweep.frozen.index.shape
     B, N = t.pos.shape[0], selection.flat.shape[0]
     dtype = frozen.value.dtype
     padded = jnp.concatenate([selection.flat, jnp.full(width, L * T * C, jnp.int32)])
@@ -220,32 +188,31 @@ def _chunk_rows(sweep: Sweep, t: Targets, selection: Selection, rest: Array, wid
         g, acc, edges, errors, signed, absolute = carry
         m = t.layer - 1 - i
         written = sweep.written(m, g)
-        r, acc = source_reads(sweep, m, written, acc)
-        r = r * frozen.value[m]
-        edges = _put(edges, r, selection.start, padded, m, width, (T, C))
-        errors = errors.at[:, m].set(jnp.einsum("BTD,TD->BT", written, frozen.error[m]))
-        signed = signed.at[:, m].set(jnp.einsum("BTC,TC->BT", r, rest[m]))
-        absolute = absolute.at[:, m].set(jnp.einsum("BTC,TC->BT", jnp.abs(r), rest[m]))
-        return sweep.below(m, g, written, 0.0), acc, edges, errors, signed, absolute
+        r, acc = sweep.reads(m, written, acc)
+        edges = _put(edges, r, selection.start, padded, m, width, T)
+        errors = errors.at[m].set(sweep.errors(m, written))
+        signed = signed.at[m].set(jnp.einsum("TBC,TC->TB", r, rest[m]))
+        absolute = absolute.at[m].set(jnp.einsum("TBC,TC->TB", jnp.abs(r), rest[m]))
+        return sweep.below(m, g, written), acc, edges, errors, signed, absolute
 
-    by_layer = jnp.zeros((B, L, n), dtype)
+    by_layer = jnp.zeros((L, n, B), dtype)
     start = (
         sweep.start(t.layer, t.pos, t.vec),
-        accumulator(sweep, B),
+        sweep.accumulator(B),
         jnp.zeros((B, N + width), dtype),
         by_layer,
         by_layer,
         by_layer,
     )
     g, _, edges, errors, signed, absolute = jax.lax.fori_loop(0, t.layer, body, start)
-    tokens = jnp.einsum("BTD,TD->BT", g, token_vectors(sweep.cfg, sweep.params, frozen.tokens))
 
     def all_positions(x: Array) -> Array:
-        return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, T - n)])
+        """Lanes first, and zeros at the positions that were left out."""
+        return jnp.pad(jnp.moveaxis(x, -1, 0), [(0, 0)] * (x.ndim - 1) + [(0, T - n)])
 
-    weight = jnp.concatenate([edges[:, :N], all_positions(errors).reshape(B, L * T), all_positions(tokens)], -1)
-    origin = jnp.einsum("BD,BD->B", t.vec, frozen.origin[t.layer, t.pos])
-    bias = jnp.einsum("BD,BD->B", t.vec, frozen.constant[t.layer, t.pos]) + t.const + origin
+    tokens = all_positions(sweep.tokens(g))
+    weight = jnp.concatenate([edges[:, :N], all_positions(errors).reshape(B, L * T), tokens], -1)
+    bias, origin = sweep.constants(t.layer, t.pos, t.vec, t.const)
     real = t.valid.astype(dtype)
     return Rows(
         weight,
@@ -261,15 +228,60 @@ def _chunk_rows(sweep: Sweep, t: Targets, selection: Selection, rest: Array, wid
     )
 
 
-def _put(edges: Array, r: Array, start: Array, padded: Array, m: Any, width: int, shape: tuple[int, int]) -> Array:
+def _put(edges: Array, r: Array, start: Array, padded: Array, m: Any, width: int, T: int) -> Array:
     """Write the selected features of layer m into their columns (a window of static width; the rest of it is kept)."""
-    T, C = shape
+    n, B, C = r.shape
     first, count = start[m], start[m + 1] - start[m]
     place = jax.lax.dynamic_slice_in_dim(padded, first, width) - m * (T * C)
-    inside = (jnp.arange(width) < count) & (place < r.shape[1] * C)
-    values = jnp.take(r.reshape(r.shape[0], -1), jnp.clip(place, 0, r.shape[1] * C - 1), axis=1)
     mine = jnp.arange(width) < count
+    inside = mine & (place < n * C)
+    place = jnp.clip(place, 0, n * C - 1)
+    values = r.transpose(1, 0, 2).reshape(B, n * C)[:, place]
     old = jax.lax.dynamic_slice_in_dim(edges, first, width, axis=1)
     return jax.lax.dynamic_update_slice_in_dim(
         edges, jnp.where(mine, jnp.where(inside, values, 0.0), old), first, axis=1
     )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cone:
+    """Attributions of one chunk of B targets to every slot at the first n positions, where they fall from the sweep.
+
+    Nothing is gathered and nothing summed: what a caller that wants all slots copies out of. Layers that are not below
+    the chunk's are 0.
+    """
+
+    features: Float[Array, "L n B C"]
+    errors: Float[Array, "L n B"]
+    tokens: Float[Array, "n B"]
+    bias: Float[Array, " B"]
+    origin: Float[Array, " B"]
+
+
+def cone(
+    cfg: ModelConfig,
+    params: Params,
+    dictionary: Transcoders,
+    frozen: Frozen,
+    targets: Targets,
+    *,
+    n_pos: int,
+    precision: str = "highest",
+) -> Cone:
+    """Attributions of one chunk of targets, all before position `n_pos` (static), to all slots. Pure."""
+    sweep, t = Descent(cfg, params, dictionary, frozen, n_pos), jax.tree.map(lambda x: x[0], targets)
+    (L, _, C), B, dtype = frozen.index.shape, t.pos.shape[0], frozen.value.dtype
+
+    def body(i: Array, carry: Any) -> Any:
+        g, acc, features, errors = carry
+        m = t.layer - 1 - i
+        written = sweep.written(m, g)
+        r, acc = sweep.reads(m, written, acc)
+        return sweep.below(m, g, written), acc, features.at[m].set(r), errors.at[m].set(sweep.errors(m, written))
+
+    with jax.default_matmul_precision(precision):
+        g, acc = sweep.start(t.layer, t.pos, t.vec), sweep.accumulator(B)
+        zeros = (jnp.zeros((L, n_pos, B, C), dtype), jnp.zeros((L, n_pos, B), dtype))
+        g, _, features, errors = jax.lax.fori_loop(0, t.layer, body, (g, acc, *zeros))
+        return Cone(features, errors, sweep.tokens(g), *sweep.constants(t.layer, t.pos, t.vec, t.const))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tcircuits.attribution.graph import Graph
-from tcircuits.attribution.prune import TINY, absolute, row_totals, scores
+from tcircuits.attribution.prune import TINY, row_totals, scores
 
 
 @dataclass(frozen=True)
@@ -49,29 +49,24 @@ def strongest_inputs(g: Graph, count: int = 8) -> list[tuple[int, float]]:
 def strongest_paths(g: Graph, count: int = 5) -> list[Path]:
     """The best token-to-target path through each of the strongest last steps into the heaviest target."""
     n, start = g.n_features, g.n_features + g.n_errors
-    share = absolute(g) / np.maximum(row_totals(g, absolute(g)), TINY)[g.edge_row]
-    if g.edge_mask is not None:
-        share = share * g.edge_mask
+    kept = np.arange(len(g.weight)) if g.edge_mask is None else np.flatnonzero(g.edge_mask)
+    row_of = np.searchsorted(g.row_start, kept, "right") - 1
+    source, share = g.source[kept], np.abs(g.weight[kept]) / np.maximum(row_totals(g), TINY)[row_of]
     best, via = np.zeros(g.n_sources), np.full(g.n_sources, -1)
     best[start:] = 1.0
     bounds = np.searchsorted(g.features[:, 0], np.arange(g.n_layers + 1))
     for lo, hi in pairwise(bounds):  # one layer: its sources are all below it
-        edges = np.arange(g.row_start[lo], g.row_start[hi])
-        value = share[edges] * best[g.source[edges]]
-        row = g.edge_row[edges]
+        edges = np.arange(*np.searchsorted(row_of, [lo, hi]))
+        value, row = share[edges] * best[source[edges]], row_of[edges]
         order = np.lexsort((value, row))
         last = np.flatnonzero(np.diff(np.append(row[order], -1)))
         winner = order[last]
-        best[row[winner]], via[row[winner]] = value[winner], edges[winner]
+        best[row[winner]], via[row[winner]] = value[winner], kept[edges[winner]]
     row = n + heaviest(g)
-    edges = np.arange(g.row_start[row], g.row_start[row + 1])
-    value = share[edges] * best[g.source[edges]]
-    chosen = edges[np.argsort(-value, kind="stable")[:count]]
-    return [
-        _walk(g, row, int(e), via, float(share[e] * best[g.source[e]]))
-        for e in chosen
-        if share[e] * best[g.source[e]] > 0
-    ]
+    edges = np.arange(*np.searchsorted(row_of, [row, row + 1]))
+    value = share[edges] * best[source[edges]]
+    chosen = np.argsort(-value, kind="stable")[:count]
+    return [_walk(g, row, int(kept[edges[i]]), via, float(value[i])) for i in chosen if value[i] > 0]
 
 
 def _walk(g: Graph, row: int, edge: int, via: np.ndarray, share: float) -> Path:

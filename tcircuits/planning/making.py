@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh
 
+from tcircuits.attribution.expansion import default_lanes
 from tcircuits.models import params as parameters
 from tcircuits.parallel import AXES, RULES
 from tcircuits.planning.devices import measured, mesh_of, own_compiler
@@ -19,9 +20,9 @@ from tcircuits.transcoders import dictionary
 from tcircuits.types import InputError
 
 
-def chunk_of(topology: Topology) -> int:
+def chunk_of(r: Request, topology: Topology) -> int:
     """What `attribute` sweeps together on such devices."""
-    return 64 if topology.device.kind == "cpu" else 256
+    return default_lanes(topology.device.kind, r.features, r.model.n_layers, r.tokens)
 
 
 def check_division(r: Request, topology: Topology) -> None:
@@ -67,10 +68,10 @@ def make(r: Request, topology: Topology) -> Plan:
     check_division(r, topology)
     topology = measured(topology)
     mesh = mesh_of(topology)
-    a = abstracted(r, mesh, chunk_of(topology))
+    a = abstracted(r, mesh, chunk_of(r, topology))
     # Where not even the parameters fit, nothing is compiled.
     lines, refused = _lines(a, topology) if a.persistent <= topology.device.memory else ((), "")
-    host = host_memory(r, a.chunk)
+    host = host_memory(r)
     return Plan(
         topology=topology.name,
         devices=topology.devices,

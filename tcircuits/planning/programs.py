@@ -8,7 +8,7 @@ program returns, laid out as its compiler chose, is what the next one takes. Par
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -17,14 +17,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tcircuits.attribution.attribute import (
     SCORE_PROGRAMS,
-    chunk_program,
     count_active,
     freeze_program,
     output_chunk,
-    rows_program,
     select_program,
     vectors_program,
 )
+from tcircuits.attribution.expansion import chunk_program, cone_program, rows_program, threads, worth_copying
 from tcircuits.attribution.select import Selection
 from tcircuits.models import params as parameters
 from tcircuits.numerics import bucket
@@ -185,13 +184,22 @@ def _selected(a: Abstract, frozen: Any, targets: Any, held: int) -> Iterator[Sta
 
 
 def _rows(a: Abstract, frozen: Any, one: Any, chosen: Any, plan: Sweeps, held: int) -> Iterator[Stage]:
-    """The sweep, a program for each width of the causal cone; three results live while the host packs the first."""
+    """The sweep, a program for each width of the causal cone.
+
+    Three results live while the host copies the first; a single CPU runs as many programs at once as it has threads.
+    """
+    r, given = a.request, (a.request.model, a.params, a.d, frozen, one)
+    whole = r.features == r.n_active and worth_copying(frozen.index.size, r.features) and r.dictionary.kind != "neurons"
+    beside = threads() if a.mesh.devices.size == 1 and a.mesh.devices.flat[0].platform == "cpu" else 1
     for width, layers in sorted(plan.by_width.items()):
-        made = compiled(
-            rows_program, a.request.model, a.params, a.d, frozen, one, chosen, per_layer=plan.per_layer, n_pos=width
-        )
+        if whole:
+            made = compiled(cone_program, *given, n_pos=width, precision="highest")
+        else:
+            made = compiled(rows_program, *given, chosen, per_layer=plan.per_layer, n_pos=width, precision="highest")
         total = Cost()
         for layer, n in layers.items():
             total = total + made.work(layer).times(n)
         runs = sum(layers.values())
-        yield made.stage(f"rows, {width} positions", held, total, runs, min(3, runs) * made.results)
+        live = min(beside if beside > 1 else 3, runs) * made.results
+        alone = replace(made, workspace=made.workspace * min(beside, runs))
+        yield alone.stage(f"rows, {width} positions", held, total, runs, live)

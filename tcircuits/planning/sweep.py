@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tcircuits.attribution.expansion import width
 from tcircuits.numerics import bucket
 from tcircuits.planning.request import Request
 
@@ -32,15 +33,13 @@ def sweeps(r: Request, chunk: int) -> Sweeps:
     """The chunks of a request; those of the outputs, at the last position, come first."""
     T, layers = r.tokens, r.dictionary.layers
     counts = [r.features // len(layers) + (i < r.features % len(layers)) for i in range(len(layers))]
-    step = max(2, -(-T // 4))
-    by_width: dict[int, Counter[int]] = {min(T, -(-T // step) * step): Counter({r.model.n_layers: 1})}
+    by_width: dict[int, Counter[int]] = {T: Counter({r.model.n_layers: 1})}
     total = 0
     for layer, count in zip(layers, counts, strict=True):
         n = -(-count // chunk)
         total += n
-        for i in range(n):
+        for i in range(n if layer else 0):  # rows of layer 0 need no sweep
             # Features stand in order of their positions: the last of a chunk says how far it reaches.
             reach = -(-T * min(count, (i + 1) * chunk) // count)
-            width = min(T, -(-reach // step) * step)
-            by_width.setdefault(width, Counter())[layer] += 1
+            by_width.setdefault(width(reach, T), Counter())[layer] += 1
     return Sweeps(bucket(max(*counts, 1), 64), bucket(max(total, 1), 8), by_width)

@@ -24,8 +24,10 @@ def made(tmp_path_factory):
 
 def assert_same(a: tc.Graph, b: tc.Graph) -> None:
     """The same nodes; numbers to rounding. Rows are those of other programs, so sums may be taken in another order."""
-    for name in ("model", "transcoders", "prompt", "token_text", "n_layers", "n_active", "settings"):
+    for name in ("model", "transcoders", "prompt", "token_text", "n_layers", "n_active"):
         assert getattr(a, name) == getattr(b, name)
+    assert {**a.settings, "scores": None} == {**b.settings, "scores": None}
+    assert a.settings["scores"] == pytest.approx(b.settings["scores"], rel=1e-4)
     np.testing.assert_array_equal(a.features, b.features)
     assert [dataclasses.replace(t, prob=0, weight=0) for t in a.targets] == [
         dataclasses.replace(t, prob=0, weight=0) for t in b.targets
@@ -134,7 +136,7 @@ def test_stages_and_progress(made):
     graph = tc.attribute(
         model, lazy, tokens, targets=[3, 5], timings=times, progress=lambda done, of: seen.append((done, of))
     )
-    assert times.keys() == {"encode", "forward", "select", "attribute", "compile"}
+    assert times.keys() == {"encode", "forward", "select", "attribute", "influence", "compile"}
     blocks = 4 * 3
     assert seen[:blocks] == [(i + 1, blocks) for i in range(blocks)]
     assert seen[blocks:] == [(i + 1, len(seen) - blocks) for i in range(len(seen) - blocks)]

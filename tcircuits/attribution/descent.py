@@ -1,0 +1,133 @@
+"""Maps of a descending sweep with positions first: cotangents [T, B, D] of B targets at T positions.
+
+Every product is then a matrix product as it stands: weights meet [T B, D], decoder rows of a position meet that
+position's [B, D], patterns of a head group meet [R T, B K] (R heads share keys and values). Only the first `n`
+positions are carried, and what is held or decoded there is cut where it is used, layer by layer, so that no copy of it
+is made.
+
+Cost of a layer for B targets at n positions, in multiply-adds: n B (D H K + D G K + H n K) for attention, n B C D for
+the reads of C slots. A target starts at one position, so its own layer's attention costs B (D H K + n H K) + n B D G K.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tcircuits.attribution.frozen import Frozen
+from tcircuits.attribution.linear import layer, norm_down, token_vectors
+from tcircuits.attribution.maps import Maps
+from tcircuits.models.forward import Hold
+from tcircuits.numerics import wide
+from tcircuits.transcoders.dictionary import pair
+from tcircuits.types import Array, Float
+
+
+def cut(x: Array, index: Any, n: int) -> Array:
+    """The first `n` positions of one layer, x[index, :n], as one slice."""
+    start = (index,) + (0,) * (x.ndim - 1)
+    sizes = (1, n, *x.shape[2:])
+    return jax.lax.dynamic_slice(x, [jnp.asarray(i, jnp.int32) for i in start], sizes)[0]
+
+
+@dataclass(frozen=True)
+class Descent(Maps):
+    """The maps of one frozen prompt over its first `n` positions; lives for one trace."""
+
+    frozen: Frozen
+    n: int
+
+    @property
+    def hold(self) -> Hold:
+        """The prompt's patterns and denominators, at all positions (see `at`)."""
+        return self.frozen.hold
+
+    def at(self, m: Any) -> tuple[Any, Any]:
+        """Parameters of layer m, and what is held there at the first n positions."""
+        h, n = self.hold, self.n
+        assert h.pattern is not None
+        T, H = h.pattern.shape[-1], h.pattern.shape[1]
+        start = [jnp.asarray(i, jnp.int32) for i in (m, 0, 0, 0)]
+        pattern = h.pattern[m] if n == T else jax.lax.dynamic_slice(h.pattern, start, (1, H, n, n))[0]
+        names = ("norm1", "norm1_post", "norm2", "norm2_post")
+        scales = {k: None if getattr(h, k) is None else cut(getattr(h, k), m, n) for k in names}
+        return layer(self.params.blocks, m), Hold(pattern=wide(pattern), **scales)
+
+    def along(self, scale: Float[Array, " n"]) -> Array:
+        """Denominators beside cotangents [n, B, D]."""
+        return scale[:, None]
+
+    def attention(self, m: Any, g: Float[Array, "n B D"]) -> Float[Array, "n B D"]:
+        """Transpose of layer m's attention with its norms."""
+        block, h = self.at(m)
+        w_o, w_v = block.attn.w_o, block.attn.w_v
+        (n, B, D), (H, K), G = g.shape, w_o.shape[:2], w_v.shape[1]
+        g = norm_down(self.cfg, block.norm1_post, None if h.norm1_post is None else self.along(h.norm1_post), g)
+        read = (g.reshape(n * B, D) @ w_o.reshape(H * K, D).T).reshape(n, B, G, H // G, K)
+        read = read.transpose(2, 3, 0, 1, 4).reshape(G, H // G * n, B * K)
+        moved = jnp.einsum("GTS,GTX->GSX", h.pattern.reshape(G, H // G * n, n), read)
+        moved = moved.reshape(G, n, B, K).transpose(1, 2, 0, 3).reshape(n * B, G * K)
+        back = (moved @ w_v.reshape(D, G * K).T).reshape(n, B, D)
+        return norm_down(self.cfg, block.norm1, None if h.norm1 is None else self.along(h.norm1), back)
+
+    def attention_from(self, m: Any, pos: Array, vec: Float[Array, "B D"]) -> Float[Array, "n B D"]:
+        """`attention` of cotangents that stand at one position each."""
+        block, h = self.at(m)
+        w_o, w_v = block.attn.w_o, block.attn.w_v
+        (B, D), (H, K), G, n = vec.shape, w_o.shape[:2], w_v.shape[1], self.n
+        vec = norm_down(self.cfg, block.norm1_post, None if h.norm1_post is None else h.norm1_post[pos], vec)
+        read = (vec @ w_o.reshape(H * K, D).T).reshape(B, G, H // G, 1, K)
+        rows = h.pattern[:, pos].transpose(1, 0, 2).reshape(B, G, H // G, n, 1)
+        moved = (rows * read).sum(2).transpose(2, 0, 1, 3).reshape(n * B, G * K)
+        back = (moved @ w_v.reshape(D, G * K).T).reshape(n, B, D)
+        return norm_down(self.cfg, block.norm1, None if h.norm1 is None else self.along(h.norm1), back)
+
+    def start(self, top: Any, pos: Array, vec: Float[Array, "B D"]) -> Float[Array, "n B D"]:
+        """The cotangent of targets at layer `top`, carried below that layer's attention (sequential blocks)."""
+        B, D = vec.shape
+        g = jnp.zeros((self.n, B, D), vec.dtype).at[pos, jnp.arange(B)].set(vec, mode="drop")
+        if self.cfg.parallel:
+            return g
+        last = self.cfg.n_layers - 1
+        return jax.lax.cond(
+            top <= last, lambda g: g + self.attention_from(jnp.minimum(top, last), pos, vec), lambda g: g, g
+        )
+
+    def below(self, m: Any, g: Array, written: Array) -> Float[Array, "n B D"]:
+        """From the stream after layer m to the stream before it."""
+        middle = g + self.skip(m, written)
+        return middle + self.attention(m, g if self.cfg.parallel else middle)
+
+    def read(self, i: Any, m: Any, g: Float[Array, "n B D"]) -> Float[Array, "n B C"]:
+        """<decoder row of layer i's features to layer m, g>, not yet times the activation."""
+        if self.frozen.decoder is None:
+            assert self.params.blocks.mlp is not None
+            return g @ wide(self.params.blocks.mlp.w_out[m]).T
+        return jnp.einsum("TBD,TCD->TBC", g, cut(self.frozen.decoder, pair(self.d.cfg, i, m), self.n))
+
+    def reads(self, m: Any, written: Array, acc: Any) -> tuple[Float[Array, "n B C"], Any]:
+        """Attributions of layer m's features, complete once m is read, as no feature writes below its own layer."""
+        value = cut(self.frozen.value, m, self.n)[:, None]
+        if self.d.cfg.kind != "clt":
+            return self.read(m, m, written) * value, acc
+        acc = jax.lax.fori_loop(0, m + 1, lambda i, a: a.at[i].add(self.read(i, m, written)), acc)
+        return acc[m] * value, acc
+
+    def accumulator(self, B: int) -> Any:
+        """Cross-layer features collect from several layers: [L, n, B, C]."""
+        L, _, C = self.frozen.index.shape
+        return jnp.zeros((L, self.n, B, C), self.frozen.value.dtype) if self.d.cfg.kind == "clt" else ()
+
+    def errors(self, m: Any, written: Array) -> Float[Array, "n B"]:
+        """Attributions of layer m's errors."""
+        return jnp.einsum("TBD,TD->TB", written, cut(self.frozen.error, m, self.n))
+
+    def tokens(self, g: Float[Array, "n B D"]) -> Float[Array, "n B"]:
+        """Attributions of the tokens, from the stream before layer 0."""
+        return jnp.einsum("TBD,TD->TB", g, token_vectors(self.cfg, self.params, self.frozen.tokens[: self.n]))
+
+    def constants(self, top: Any, pos: Array, vec: Array, const: Array) -> tuple[Array, Array]:
+        """Bias of the rows of targets at layer `top`, and the part of it from position 0 where that is no node."""
+        origin = jnp.einsum("BD,BD->B", vec, self.frozen.origin[top, pos])
+        return jnp.einsum("BD,BD->B", vec, self.frozen.constant[top, pos]) + const + origin, origin

@@ -1,0 +1,190 @@
+"""Rows of all targets and selected features, chunk by chunk, into a `RowStore`.
+
+On one CPU device a few threads take one chunk each: matrices of this size leave a core idle between two products of one
+sweep, and copying rows to their place is work of its own. Elsewhere chunks are launched in order, one ahead of the one
+that is copied. Either way memory is a few chunks beside the edges.
+
+Where every active feature is selected, its slots already stand in the order of the graph, and `cone` gives them as they
+come from the sweep. Where some are, or slots are mostly padding, `rows` picks their columns on the device.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from tcircuits.attribution.frozen import Frozen
+from tcircuits.attribution.graph import TargetNode
+from tcircuits.attribution.row_store import RowStore
+from tcircuits.attribution.rows import cone, rows
+from tcircuits.attribution.select import Selection, chunk_features
+from tcircuits.attribution.targets import Targets
+from tcircuits.models.config import ModelConfig
+from tcircuits.numerics import bucket
+from tcircuits.parallel import host
+from tcircuits.transcoders.dictionary import Transcoders
+
+# The compiled programs; `planning` compiles the same ones for machines that are not there.
+rows_program = jax.jit(rows, static_argnames=("cfg", "per_layer", "n_pos", "precision"))
+cone_program = jax.jit(cone, static_argnames=("cfg", "n_pos", "precision"))
+chunk_program = jax.jit(chunk_features, static_argnames=("cfg", "size", "n_chunks"))
+
+one_chunk = jax.jit(lambda targets, q: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, q, 1), targets))
+
+MOST_PADDING = 3  # slots for each that is active, up to which copying all of them beats picking columns
+MOST_THREADS, WIDTHS = 8, 4
+LANES, CPU_LANES, CPU_POSITIONS = 256, (64, 160), 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """Chunk `q` of targets: the lanes that are real, their rows in the graph and values, and the positions to carry."""
+
+    targets: Targets
+    q: int
+    lanes: np.ndarray
+    rows: np.ndarray
+    value: np.ndarray
+    n_pos: int
+
+
+def default_lanes(platform: str, n_features: int, L: int, T: int) -> int:
+    """How many targets are swept together where the caller does not say.
+
+    Products of many targets are faster, but targets that stand far apart are all swept over the positions of the last.
+    A CPU is well fed by few, so there they are those of about four positions of a layer.
+    """
+    if platform != "cpu":
+        return LANES
+    low, high = CPU_LANES
+    return min(max(bucket(CPU_POSITIONS * n_features // max(L * T, 1)), low), high)
+
+
+def store_for(cfg: ModelConfig, frozen: Frozen, flat: np.ndarray, nodes: list[TargetNode], leaves: bool) -> RowStore:
+    """An empty store for the rows of the features at `flat` places and of the targets `nodes`."""
+    L, T, C = frozen.index.shape
+    layer = np.concatenate([flat // (T * C), [t.layer for t in nodes]]).astype(np.int64)
+    pos = np.concatenate([flat // C % T, [t.pos for t in nodes]]).astype(np.int64)
+    live = (host(frozen.error) != 0).any(-1)
+    direct, reach = (layer == L) | cfg.parallel, pos if cfg.causal else np.full_like(pos, T - 1)
+    return RowStore(layer, pos, reach, len(flat), live, direct, np.dtype(frozen.value.dtype), leaves)
+
+
+def worth_copying(slots: int, n: int) -> bool:
+    """Whether all slots are copied rather than columns picked, where all n active features are selected."""
+    return slots <= MOST_PADDING * max(n, 1)
+
+
+def packed(frozen: Frozen, store: RowStore) -> bool:
+    """Whether every active slot is selected, the slots of a position stand in front, and padding is no burden."""
+    _, _, C = frozen.index.shape
+    if store.leaves or not worth_copying(frozen.index.size, store.n):
+        return False
+    return bool((host(frozen.valid) == (np.arange(C) < store.counts[..., None])).all())
+
+
+def width(reach: int, T: int) -> int:
+    """Positions to carry for targets before `reach`: one of few widths, so that few programs are compiled."""
+    step = max(2, -(-T // WIDTHS))
+    return min(T, -(-reach // step) * step)
+
+
+def jobs_of(
+    model: Any, d: Transcoders, frozen: Frozen, chosen: Selection, outputs: list[Targets], store: RowStore, lanes: int
+) -> list[Job]:
+    """Chunks of the targets, and then of the features that the store wants from a sweep."""
+    T, n = frozen.index.shape[1], store.n
+    out, row = [], n
+    for targets in outputs:
+        valid = np.flatnonzero(host(targets.valid)[0])
+        out.append(Job(targets, 0, valid, row + np.arange(len(valid)), host(targets.value)[0, valid], T))
+        row += len(valid)
+    per_layer = np.diff(host(chosen.start))
+    first = 1 if store.dtype == np.float32 else 0  # rows of layer 0 come from `precise`
+    n_chunks = int((-(-per_layer // lanes)).sum())
+    features = chunk_program(model.cfg, model.params, d, frozen, chosen, lanes, bucket(max(n_chunks, 1), 8))
+    found = (features.layer, features.node, features.value, features.valid)
+    layer, node, value, valid = (host(x) for x in found)
+    for q in np.flatnonzero(valid.any(1) & (layer >= first)).tolist():
+        at = np.flatnonzero(valid[q])
+        rows = node[q, at].astype(np.int64)
+        out.append(Job(features, q, at, rows, value[q, at], width(int(store.reach[rows].max()) + 1, T)))
+    return out
+
+
+def sweep_rows(
+    model: Any,
+    d: Transcoders,
+    frozen: Frozen,
+    chosen: Selection,
+    outputs: list[Targets],
+    store: RowStore,
+    lanes: int,
+    precision: str = "highest",
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Fill the store with the rows of all targets and selected features."""
+    jobs = jobs_of(model, d, frozen, chosen, outputs, store, lanes)
+    whole = packed(frozen, store)
+    per_layer = bucket(int(np.diff(host(chosen.start)).max(initial=1)), 64)
+
+    def launch(job: Job) -> Any:
+        given = (model.cfg, model.params, d, frozen, one_chunk(job.targets, job.q))
+        if whole:
+            return cone_program(*given, n_pos=job.n_pos, precision=precision)
+        return rows_program(*given, chosen, per_layer=per_layer, n_pos=job.n_pos, precision=precision)
+
+    def collect(job: Job, found: Any) -> None:
+        found = jax.tree.map(host, found)
+        if whole:
+            store.put_cone(found, job.rows, job.lanes, job.value)
+        else:
+            store.put_rows(jax.tree.map(lambda x: x[0], found), job.rows, job.lanes)
+
+    if len(frozen.value.devices()) == 1 and jax.default_backend() == "cpu" and jax.process_count() == 1:
+        _in_threads(jobs, lambda job: collect(job, launch(job)), progress)
+    else:
+        _in_order(jobs, launch, collect, progress)
+
+
+def _in_order(jobs: list[Job], launch: Any, collect: Any, progress: Any) -> None:
+    """Launch chunk after chunk (every process the same ones), and copy behind."""
+    waiting: list[tuple[Job, Any]] = []
+    for q, job in enumerate(jobs):
+        waiting.append((job, launch(job)))
+        if len(waiting) > 2:  # keep the device busy while the host copies
+            collect(*waiting.pop(0))
+        if progress:
+            progress(q + 1, len(jobs))
+    for item in waiting:
+        collect(*item)
+
+
+def threads() -> int:
+    """Chunks side by side on a CPU: one more than its cores, as one copies while the others multiply."""
+    return min(MOST_THREADS, (os.cpu_count() or 1) + 1)
+
+
+def _in_threads(jobs: list[Job], work: Callable[[Job], None], progress: Any) -> None:
+    """Chunks side by side. The first of each width goes ahead, so that no program is compiled twice."""
+    settings: Any = jax.config
+    x64, device = settings.jax_enable_x64, settings.jax_default_device
+
+    def one(job: Job) -> None:
+        with jax.enable_x64(x64), jax.default_device(device):  # what the caller set holds for its own thread alone
+            work(job)
+
+    ahead = list({job.n_pos: job for job in jobs}.values())
+    done = {id(job) for job in ahead}
+    rest = [job for job in jobs if id(job) not in done]
+    with ThreadPoolExecutor(threads()) as pool:
+        count = 0
+        for some in (ahead, rest):
+            for _ in pool.map(one, some):
+                count += 1
+                if progress:
+                    progress(count, len(jobs))
