@@ -24,6 +24,7 @@ float32 matrix product of the same process, so it charges all padding, packing a
 import json
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ import numpy as np
 
 import tcircuits as tc
 from experiments.bench.attribution_cases import CASES, GEMMA, build, exchange, least_flops
-from experiments.common import fresh, hardware, matmul_peak, peak_rss_gb, run, save, show, timed
+from experiments.common import commit, fresh, hardware, matmul_peak, peak_rss_gb, result_path, run, save, show, timed
 from tcircuits.attribution.attribute import Settings, freeze_prompt
 
 
@@ -143,40 +144,65 @@ def rival(python: Path, folder: Path, cfg: Config) -> dict[str, Any]:
     return found | {"peak_rss_gb": done.peak_rss_gb, "best_batch": int(best), "best": found["seconds_by_batch"][best]}
 
 
-def measure(case: str, cfg: Config) -> dict[str, Any]:
-    """One case: ours, at other precisions and on the CPU where that is asked for, and the rival."""
+def measure(case: str, cfg: Config) -> Iterator[dict[str, Any]]:
+    """One case, more of it each time: ours, at other precisions and on the CPU where that is asked for, the rival."""
     module = "experiments.bench.attribution"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         arguments: dict[str, Any] = {"case": case, "folder": name, "repeats": cfg.repeats}
         found: dict[str, Any] = {"case": case, "ours": fresh(module, "ours", **arguments), "rival": None}
         found["precisions"] = []
-        for precision in cfg.precisions:
-            other = fresh(module, "ours", **arguments, precision=precision, name=precision)
-            found["precisions"].append(other | {"agreement": agreement(folder, precision, "ours")})
+        yield found
+        if cfg.rival_python is not None and case in cfg.rivals:
+            yield against(found, folder, cfg)
         if case in cfg.on_cpu:
             other = fresh(module, "ours", platform="cpu", **arguments | {"repeats": 1}, name="cpu")
             found["cpu"] = other | {"agreement": agreement(folder, "cpu", "ours")}
-        if cfg.rival_python is None or case not in cfg.rivals:
-            return found
-        try:
-            mine, other = found["ours"], rival(cfg.rival_python, folder, cfg)
-        except RuntimeError as error:  # out of memory, say: what it said is part of the result
-            return found | {"rival_failed": str(error)[-500:]}
-        speed = {k: other["best"] / mine[k] for k in ("warm", "cold")} | {"prune": other["prune"] / mine["prune"]}
-        speed["both"] = (other["best"] + other["prune"]) / (mine["warm"] + mine["prune"])
-        return found | {"rival": other, "times_faster": speed, "agreement": agreement(folder)}
+            yield found
+        for precision in cfg.precisions:
+            other = fresh(module, "ours", **arguments, precision=precision, name=precision)
+            found["precisions"].append(other | {"agreement": agreement(folder, precision, "ours")})
+            yield found
+
+
+def against(found: dict[str, Any], folder: Path, cfg: Config) -> dict[str, Any]:
+    """Add what circuit-tracer made of the same case, or why it made nothing."""
+    assert cfg.rival_python is not None
+    try:
+        mine, other = found["ours"], rival(cfg.rival_python, folder, cfg)
+    except RuntimeError as error:  # out of memory, say: what it said is part of the result
+        found["rival_failed"] = str(error)[-500:]
+        return found
+    speed = {k: other["best"] / mine[k] for k in ("warm", "cold")} | {"prune": other["prune"] / mine["prune"]}
+    speed["both"] = (other["best"] + other["prune"]) / (mine["warm"] + mine["prune"])
+    found |= {"rival": other, "times_faster": speed, "agreement": agreement(folder)}
+    return found
+
+
+def earlier(machine: dict[str, Any], variant: str) -> list[dict[str, Any]]:
+    """Cases that another call measured at this commit on such a device; they stay in the result."""
+    path = result_path("bench.attribution", variant)
+    if not path.exists():
+        return []
+    found, now = json.loads(path.read_text(encoding="utf-8")), commit()
+    same = found["git"] == now and not now["dirty"] and found["hardware"]["device"] == machine["device"]
+    return found["figures"]["cases"] if same else []
 
 
 def main(cfg: Config) -> None:
-    """Measure, print, write; what is measured stays should a later case fail."""
-    found: list[dict[str, Any]] = []
+    """Measure, print, write; what is measured stays should a later part fail."""
+    found: dict[str, dict[str, Any]] = {}
     for case in cfg.cases:
-        found.append(measure(case, cfg))
-        machine = found[-1]["ours"]["hardware"]
-        variant = "" if machine["platform"] == "cpu" else machine["platform"]
-        figures = {"cases": found, "rival_measured": cfg.rival_python is not None}
-        save("bench.attribution", cfg, figures, variant=variant, machine=machine)
+        for so_far in measure(case, cfg):
+            found[case], machine = so_far, so_far["ours"]["hardware"]
+            variant = "" if machine["platform"] == "cpu" else machine["platform"]
+            others = [f for f in earlier(machine, variant) if f["case"] not in found]
+            save("bench.attribution", cfg, {"cases": [*others, *found.values()]}, variant=variant, machine=machine)
+    report(list(found.values()))
+
+
+def report(found: list[dict[str, Any]]) -> None:
+    """Print the tables."""
     keys = ("cold", "warm", "prune", "peak_rss_gb", "least_gflop", "peak_gflops", "fraction_of_peak", "max_row_gap")
     rows = [
         {"case": f["case"], "precision": o["precision"], "features": o["features"]} | {k: o[k] for k in keys}

@@ -1,8 +1,9 @@
 """Rows of all targets and selected features, chunk by chunk, into a `RowStore`.
 
 On one CPU device a few threads take one chunk each: matrices of this size leave a core idle between two products of one
-sweep, and copying rows to their place is work of its own. Elsewhere chunks are launched in order, one ahead of the one
-that is copied. Either way memory is a few chunks beside the edges.
+sweep, and copying rows to their place is work of its own. Elsewhere chunks are launched in order, ahead of those that
+are fetched and copied (by threads, too, where no other process takes part in fetching). Either way memory is a few
+chunks beside the edges.
 
 Where every active feature is selected, its slots already stand in the order of the graph, and `cone` gives them as they
 come from the sweep. Where some are, or slots are mostly padding, `rows` picks their columns on the device.
@@ -12,6 +13,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -36,7 +38,7 @@ chunk_program = jax.jit(chunk_features, static_argnames=("cfg", "size", "n_chunk
 one_chunk = jax.jit(lambda targets, q: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, q, 1), targets))
 
 MOST_PADDING = 3  # slots for each that is active, up to which copying all of them beats picking columns
-MOST_THREADS, WIDTHS = 8, 4
+MOST_THREADS, AHEAD, WIDTHS = 8, 3, 4
 LANES, CPU_LANES, CPU_POSITIONS = 256, (64, 160), 4
 
 
@@ -153,15 +155,18 @@ def sweep_rows(
 
 def _in_order(jobs: list[Job], launch: Any, collect: Any, progress: Any) -> None:
     """Launch chunk after chunk (every process the same ones), and copy behind."""
-    waiting: list[tuple[Job, Any]] = []
-    for q, job in enumerate(jobs):
-        waiting.append((job, launch(job)))
-        if len(waiting) > 2:  # keep the device busy while the host copies
-            collect(*waiting.pop(0))
-        if progress:
-            progress(q + 1, len(jobs))
-    for item in waiting:
-        collect(*item)
+    waiting: list[Any] = []
+    with ThreadPoolExecutor(AHEAD) as pool:
+        for q, job in enumerate(jobs):
+            found = launch(job)
+            alone = jax.process_count() == 1
+            waiting.append(pool.submit(collect, job, found).result if alone else partial(collect, job, found))
+            if len(waiting) > AHEAD:  # keep the device busy while the host copies
+                waiting.pop(0)()
+            if progress:
+                progress(q + 1, len(jobs))
+        for finish in waiting:
+            finish()
 
 
 def threads() -> int:

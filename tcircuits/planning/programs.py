@@ -23,7 +23,7 @@ from tcircuits.attribution.attribute import (
     select_program,
     vectors_program,
 )
-from tcircuits.attribution.expansion import chunk_program, cone_program, rows_program, threads, worth_copying
+from tcircuits.attribution.expansion import AHEAD, chunk_program, cone_program, rows_program, threads, worth_copying
 from tcircuits.attribution.select import Selection
 from tcircuits.models import params as parameters
 from tcircuits.numerics import bucket
@@ -186,7 +186,7 @@ def _selected(a: Abstract, frozen: Any, targets: Any, held: int) -> Iterator[Sta
 def _rows(a: Abstract, frozen: Any, one: Any, chosen: Any, plan: Sweeps, held: int) -> Iterator[Stage]:
     """The sweep, a program for each width of the causal cone.
 
-    Three results live while the host copies the first; a single CPU runs as many programs at once as it has threads.
+    Some results live while the host copies the first; a single CPU runs as many programs at once as it has threads.
     """
     r, given = a.request, (a.request.model, a.params, a.d, frozen, one)
     whole = r.features == r.n_active and worth_copying(frozen.index.size, r.features) and r.dictionary.kind != "neurons"
@@ -200,6 +200,6 @@ def _rows(a: Abstract, frozen: Any, one: Any, chosen: Any, plan: Sweeps, held: i
         for layer, n in layers.items():
             total = total + made.work(layer).times(n)
         runs = sum(layers.values())
-        live = min(beside if beside > 1 else 3, runs) * made.results
+        live = min(beside if beside > 1 else AHEAD + 1, runs) * made.results
         alone = replace(made, workspace=made.workspace * min(beside, runs))
         yield alone.stage(f"rows, {width} positions", held, total, runs, live)
