@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tcircuits.attribution import specify
-from tcircuits.attribution.expansion import default_lanes, store_for, sweep_rows
+from tcircuits.attribution.expansion import store_for, sweep_rows
 from tcircuits.attribution.frozen import Frozen, default_slots, freeze, read_by
 from tcircuits.attribution.graph import Graph, TargetNode
 from tcircuits.attribution.memory import check_memory
@@ -117,8 +117,7 @@ def resolve(
         else:
             outputs.append(_output(model, spec, logits, T))
     features.sort(key=lambda f: -f[0].layer)
-    # As wide as the features' chunks, so that one program serves both; and one serves any number of targets.
-    lanes, chunks = max(lanes_of(frozen, s), bucket(len(outputs))), []
+    lanes, chunks = bucket(len(outputs)), []  # one program serves any number of targets up to it
     if outputs:
         vec, const = _output_vectors(model, [o[0] for o in outputs], frozen.final.dtype, lanes)
         pos, weight = np.zeros(lanes, np.int32), np.zeros(lanes, vec.dtype)
@@ -153,12 +152,6 @@ def _feature_chunk(cfg: Any, params: Any, d: Transcoders, frozen: Frozen, place:
     return pad_targets(feature_target(cfg, params, d, frozen, layer, pos, slot, one), lanes)
 
 
-def lanes_of(frozen: Frozen, s: Settings) -> int:
-    """How many targets are swept together."""
-    L, T, _ = frozen.index.shape
-    return s.chunk or default_lanes(jax.default_backend(), expanded(frozen, s)[0], L, T)
-
-
 def top_logits(logits: np.ndarray, s: Settings) -> list[int]:
     """The smallest set of top logits that reaches the wanted probability, at most `max_n_logits`."""
     p = np.exp(logits - logits.max())
@@ -187,7 +180,7 @@ def _output(model: Any, spec: Any, logits: np.ndarray, T: int) -> tuple[Any, Tar
 def _output_vectors(model: Any, wanted: list[Any], dtype: Any, lanes: int) -> tuple[np.ndarray, np.ndarray]:
     """Vectors at the final norm's output [lanes, D] and constants [lanes]; zero in the lanes beyond those wanted."""
     ids = [token for kind, *what in wanted if kind != "direction" for token in what]
-    padded = np.pad(np.asarray(ids, np.int32), (0, bucket(len(ids), lanes) - len(ids)))
+    padded = np.pad(np.asarray(ids, np.int32), (0, bucket(len(ids)) - len(ids)))
     columns = zip(*map(host, vectors_program(model.params, padded)), strict=True)
     vec, const = np.zeros((lanes, model.cfg.d_model), dtype), np.zeros(lanes, dtype)
     for i, (kind, *what) in enumerate(wanted):
@@ -249,7 +242,7 @@ def attribute(
             (the public tracer's BOS rule), `auto` is `constant` where the prompt starts with the BOS token.
         selection: `influence` or `effect` (see `select`), or `reference`: circuit-tracer's rounds and its
             column-restricted rows, for comparison on graphs small enough to expand whole.
-        chunk: targets swept together (None: 64 to 160 on CPU, 256 elsewhere).
+        chunk: targets swept together (None: at most 160 on CPU, 256 elsewhere).
         precision: of the rows' matrix products, in the words of `jax.default_matmul_precision`: `highest` is float32;
             `default` is TensorFloat-32 on GPUs, bfloat16 on TPUs. All else stays float32; `Graph.max_row_gap` tells.
         memory_gb: bound for the estimate that refuses; None is 60 % of what the machine has free.
@@ -270,7 +263,7 @@ def attribute(
         chosen, flat, n_active = _select(model, d, frozen, chunks, s, memory_gb)
     with times.stage("attribute"):
         store = store_for(model.cfg, frozen, flat, nodes, len(flat) < n_active)
-        sweep_rows(model, d, frozen, chosen, chunks, store, lanes_of(frozen, s), s.precision, progress)
+        sweep_rows(model, d, frozen, chosen, chunks, store, s.chunk, s.precision, progress)
     with times.stage("influence"):
         graph = whole_numbers(assemble(model, d, frozen, ids, text, nodes, flat, store, n_active, s), some)
     return restrict_like_reference(graph, max_features) if selection == "reference" else graph
@@ -287,7 +280,7 @@ def _checked(model: Any, transcoders: Any, prompt: Any, targets: Any, s: Setting
 
 def expanded(frozen: Frozen, s: Settings) -> tuple[int, int]:
     """How many features get a row of their own, and how many are active."""
-    n_active = int(frozen.valid.sum())
+    n_active = int(host(frozen.valid).sum())
     every = s.max_features is None or s.selection == "reference"
     return n_active if every else min(s.max_features or 0, n_active), n_active
 
@@ -326,7 +319,7 @@ def freeze_prompt(model: Any, d: Transcoders, ids: np.ndarray, s: Settings) -> F
 
 def check_finite(model: Any, frozen: Frozen) -> None:
     """Raise for a model that cannot compute the prompt."""
-    if not bool(jnp.isfinite(frozen.logits).all()):
+    if not np.isfinite(host(frozen.logits)).all():
         raise InputError(
             f"the model {model.name!r} gives logits that are not finite on this prompt: its weights are damaged"
         )
@@ -342,16 +335,18 @@ def _select(
     model: Any, d: Transcoders, frozen: Frozen, chunks: list[Targets], s: Settings, memory_gb: float | None
 ) -> tuple[Selection, np.ndarray, int]:
     """The selected features, padded to a bucket; their places without the padding; how many are active."""
-    (n, n_active), (L, T, _) = expanded(frozen, s), frozen.index.shape
+    (n, n_active), (L, T, C) = expanded(frozen, s), frozen.index.shape
     check_memory(n, n_active, L, T, memory_gb)
     if n == n_active:
-        score = frozen.valid.astype(frozen.value.dtype)
+        flat = np.flatnonzero(host(frozen.valid))
     else:
         rule = SCORE_PROGRAMS[s.selection]
         score = sum((rule(model.cfg, model.params, d, frozen, t) for t in chunks), jnp.zeros_like(frozen.value))
-    picked = select_program(score, frozen.valid, n=max(n, 1))
-    flat = jnp.pad(picked.flat, (0, bucket(len(picked.flat), 64) - len(picked.flat)), constant_values=frozen.index.size)
-    return Selection(flat, picked.start), host(flat)[:n], n_active
+        flat = host(select_program(score, frozen.valid, n=n).flat)
+    flat = flat.astype(np.int32)
+    start = np.searchsorted(flat, np.arange(L + 1) * (T * C)).astype(np.int32)
+    padded = np.pad(flat, (0, bucket(n, 64) - n), constant_values=frozen.index.size)
+    return Selection(jnp.asarray(padded), jnp.asarray(start)), flat, n_active
 
 
 def assemble(
@@ -399,7 +394,7 @@ def assemble(
         influence=np.zeros(len(flat) + L * T + T),
         influence_unexpanded=np.zeros((L, T)),
         n_active=n_active,
-        settings=describe(d, s, origin_rule(model, ids, s), bool(frozen.overflow)),
+        settings=describe(d, s, origin_rule(model, ids, s), bool((host(frozen.n_active) > C).any())),
     )
     return with_influence(graph)
 

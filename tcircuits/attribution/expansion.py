@@ -6,7 +6,8 @@ are fetched and copied (by threads, too, where no other process takes part in fe
 chunks beside the edges.
 
 Where every active feature is selected, its slots already stand in the order of the graph, and `cone` gives them as they
-come from the sweep. Where some are, or slots are mostly padding, `rows` picks their columns on the device.
+come from the sweep. Where some are, or slots are mostly padding, or what the device holds has to be fetched from it,
+`rows` picks their columns there.
 """
 
 import os
@@ -24,7 +25,7 @@ from tcircuits.attribution.graph import TargetNode
 from tcircuits.attribution.row_store import RowStore
 from tcircuits.attribution.rows import cone, rows
 from tcircuits.attribution.select import Selection, chunk_features
-from tcircuits.attribution.targets import Targets
+from tcircuits.attribution.targets import Targets, pad_targets
 from tcircuits.models.config import ModelConfig
 from tcircuits.numerics import bucket
 from tcircuits.parallel import host
@@ -35,11 +36,12 @@ rows_program = jax.jit(rows, static_argnames=("cfg", "per_layer", "n_pos", "prec
 cone_program = jax.jit(cone, static_argnames=("cfg", "n_pos", "precision"))
 chunk_program = jax.jit(chunk_features, static_argnames=("cfg", "size", "n_chunks"))
 
+padded = jax.jit(pad_targets, static_argnames=("size",))
 one_chunk = jax.jit(lambda targets, q: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, q, 1), targets))
 
 MOST_PADDING = 3  # slots for each that is active, up to which copying all of them beats picking columns
 MOST_THREADS, AHEAD, WIDTHS = 8, 3, 4
-LANES, CPU_LANES, CPU_POSITIONS = 256, (64, 160), 4
+LANES, CPU_LANES, CPU_POSITIONS = 256, (48, 160), 3
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,17 @@ class Job:
     n_pos: int
 
 
-def default_lanes(platform: str, n_features: int, L: int, T: int) -> int:
-    """How many targets are swept together where the caller does not say.
+def default_lanes(platform: str, most: int, n_features: int, L: int, T: int) -> int:
+    """How many targets are swept together where the caller does not say, `most` features being in one layer.
 
     Products of many targets are faster, but targets that stand far apart are all swept over the positions of the last.
-    A CPU is well fed by few, so there they are those of about four positions of a layer.
+    A CPU is well fed by few, so there they are those of about three positions of a layer. A layer's chunks are equal.
     """
-    if platform != "cpu":
-        return LANES
-    low, high = CPU_LANES
-    return min(max(bucket(CPU_POSITIONS * n_features // max(L * T, 1)), low), high)
+    lanes, (low, high) = LANES, CPU_LANES
+    if platform == "cpu":
+        lanes = min(max(CPU_POSITIONS * n_features // max(L * T, 1), low), high)
+    step, chunks = 8 if platform == "cpu" else 32, max(1, -(-most // lanes))
+    return max(step, -(-most // (chunks * step)) * step)
 
 
 def store_for(cfg: ModelConfig, frozen: Frozen, flat: np.ndarray, nodes: list[TargetNode], leaves: bool) -> RowStore:
@@ -84,7 +87,7 @@ def worth_copying(slots: int, n: int) -> bool:
 def packed(frozen: Frozen, store: RowStore) -> bool:
     """Whether every active slot is selected, the slots of a position stand in front, and padding is no burden."""
     _, _, C = frozen.index.shape
-    if store.leaves or not worth_copying(frozen.index.size, store.n):
+    if jax.default_backend() != "cpu" or store.leaves or not worth_copying(frozen.index.size, store.n):
         return False
     return bool((host(frozen.valid) == (np.arange(C) < store.counts[..., None])).all())
 
@@ -96,16 +99,22 @@ def width(reach: int, T: int) -> int:
 
 
 def jobs_of(
-    model: Any, d: Transcoders, frozen: Frozen, chosen: Selection, outputs: list[Targets], store: RowStore, lanes: int
+    model: Any,
+    d: Transcoders,
+    frozen: Frozen,
+    chosen: Selection,
+    outputs: list[Targets],
+    store: RowStore,
+    lanes: int | None,
 ) -> list[Job]:
     """Chunks of the targets, and then of the features that the store wants from a sweep."""
-    T, n = frozen.index.shape[1], store.n
-    out, row = [], n
-    for targets in outputs:
+    (L, T), per_layer, out, row = store.live.shape, np.diff(host(chosen.start)), [], store.n
+    lanes = lanes or default_lanes(jax.default_backend(), int(per_layer.max()), store.n, L, T)
+    for targets in outputs:  # as wide as the features' chunks, so that one program serves both
         valid = np.flatnonzero(host(targets.valid)[0])
-        out.append(Job(targets, 0, valid, row + np.arange(len(valid)), host(targets.value)[0, valid], T))
+        value, wide = host(targets.value)[0, valid], padded(targets, size=max(lanes, targets.pos.shape[1]))
+        out.append(Job(wide, 0, valid, row + np.arange(len(valid)), value, T))
         row += len(valid)
-    per_layer = np.diff(host(chosen.start))
     first = 1 if store.dtype == np.float32 else 0  # rows of layer 0 come from `precise`
     n_chunks = int((-(-per_layer // lanes)).sum())
     features = chunk_program(model.cfg, model.params, d, frozen, chosen, lanes, bucket(max(n_chunks, 1), 8))
@@ -125,7 +134,7 @@ def sweep_rows(
     chosen: Selection,
     outputs: list[Targets],
     store: RowStore,
-    lanes: int,
+    lanes: int | None,
     precision: str = "highest",
     progress: Callable[[int, int], None] | None = None,
 ) -> None:

@@ -22,7 +22,8 @@ from tcircuits.types import InputError
 
 def chunk_of(r: Request, topology: Topology) -> int:
     """What `attribute` sweeps together on such devices."""
-    return default_lanes(topology.device.kind, r.features, r.model.n_layers, r.tokens)
+    most = -(-r.features // len(r.dictionary.layers))
+    return r.chunk or default_lanes(topology.device.kind, most, r.features, r.model.n_layers, r.tokens)
 
 
 def check_division(r: Request, topology: Topology) -> None:
@@ -68,7 +69,7 @@ def make(r: Request, topology: Topology) -> Plan:
     check_division(r, topology)
     topology = measured(topology)
     mesh = mesh_of(topology)
-    a = abstracted(r, mesh, chunk_of(r, topology))
+    a = abstracted(r, mesh, chunk_of(r, topology), topology.device.kind)
     # Where not even the parameters fit, nothing is compiled.
     lines, refused = _lines(a, topology) if a.persistent <= topology.device.memory else ((), "")
     host = host_memory(r)

@@ -78,6 +78,7 @@ class Abstract:
     request: Request
     mesh: Mesh
     chunk: int
+    platform: str
     params: Any
     d: Any
 
@@ -91,12 +92,12 @@ class Abstract:
         return device_bytes((self.params, self.d))
 
 
-def abstracted(request: Request, mesh: Mesh, chunk: int) -> Abstract:
+def abstracted(request: Request, mesh: Mesh, chunk: int, platform: str = "cpu") -> Abstract:
     """Shapes of parameters and dictionary on a mesh."""
     dtype = jnp.dtype(request.dtype)
     params = abstract(parameters.spec(request.model), mesh, dtype)
     d = abstract(dictionary.spec(request.dictionary), mesh, dtype)
-    return Abstract(request, mesh, max(request.chunk or chunk, bucket(request.targets)), params, d)
+    return Abstract(request, mesh, chunk, platform, params, d)
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def stages(a: Abstract) -> Iterator[Stage]:
     yield made.stage("forward, encode, freeze", held, made.work())
     frozen = made.out
     held += made.results
-    made = compiled(vectors_program, a.params, a.array((bucket(r.targets, a.chunk),), jnp.int32))
+    made = compiled(vectors_program, a.params, a.array((bucket(r.targets),), jnp.int32))
     yield made.stage("target vectors", held, made.work())
     targets = _outputs(a, frozen)
     yield targets.stage("targets", held, targets.work())
@@ -158,7 +159,7 @@ def stages(a: Abstract) -> Iterator[Stage]:
 
 def _outputs(a: Abstract, frozen: Any) -> Compiled:
     """The chunk of logits that are explained."""
-    B, D, dtype = a.chunk, a.request.model.d_model, frozen.value.dtype
+    B, D, dtype = bucket(a.request.targets), a.request.model.d_model, frozen.value.dtype
     vec, const = a.array((B, D), dtype), a.array((B,), dtype)
     pos, weight, n = a.array((B,), jnp.int32), a.array((B,), dtype), a.array((), jnp.int32)
     return compiled(output_chunk, a.request.model, a.params, frozen, vec, const, pos, weight, n)
@@ -167,15 +168,14 @@ def _outputs(a: Abstract, frozen: Any) -> Compiled:
 def _selected(a: Abstract, frozen: Any, targets: Any, held: int) -> Iterator[Stage]:
     """Scores of all features, selection, and the rows of those selected."""
     r, cfg = a.request, a.request.model
-    score = frozen.valid
     if r.features < r.n_active:
         made = compiled(SCORE_PROGRAMS["influence"], cfg, a.params, a.d, frozen, targets)
         yield made.stage("influence sketch", held, made.work(cfg.n_layers))
         score = made.out
-    score = jax.ShapeDtypeStruct(score.shape, frozen.value.dtype, sharding=score.sharding)
-    made = compiled(select_program, score, frozen.valid, n=r.features)
-    yield made.stage("select", held + device_bytes(score), made.work())
-    chosen = Selection(a.array((bucket(r.features, 64),), jnp.int32), made.out.start)
+        made = compiled(select_program, score, frozen.valid, n=r.features)
+        yield made.stage("select", held + device_bytes(score), made.work())
+    start = a.array((cfg.n_layers + 1,), jnp.int32)
+    chosen = Selection(a.array((bucket(r.features, 64),), jnp.int32), start)
     plan = sweeps(r, a.chunk)
     made = compiled(chunk_program, cfg, a.params, a.d, frozen, chosen, size=a.chunk, n_chunks=plan.chunks)
     yield made.stage("features as targets", held + device_bytes(chosen), made.work())
@@ -189,8 +189,9 @@ def _rows(a: Abstract, frozen: Any, one: Any, chosen: Any, plan: Sweeps, held: i
     Some results live while the host copies the first; a single CPU runs as many programs at once as it has threads.
     """
     r, given = a.request, (a.request.model, a.params, a.d, frozen, one)
-    whole = r.features == r.n_active and worth_copying(frozen.index.size, r.features) and r.dictionary.kind != "neurons"
-    beside = threads() if a.mesh.devices.size == 1 and a.mesh.devices.flat[0].platform == "cpu" else 1
+    every = r.features == r.n_active and r.dictionary.kind != "neurons"
+    whole = a.platform == "cpu" and every and worth_copying(frozen.index.size, r.features)
+    beside = threads() if a.platform == "cpu" and a.mesh.devices.size == 1 else 1
     for width, layers in sorted(plan.by_width.items()):
         if whole:
             made = compiled(cone_program, *given, n_pos=width, precision="highest")
