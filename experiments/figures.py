@@ -121,10 +121,27 @@ def speed_rows() -> list[Row]:
         if c.get("rival"):
             ours, rival, times = c["ours"], c["rival"], c["times_faster"]
             text = (
-                f"{ours['warm']:.1f} s against {rival['best']:.1f} s: {times['warm']:.1f}x ({times['cold']:.1f}x cold)"
+                f"{ours['warm']:.2f} s against {rival['best']:.1f} s: {times['warm']:.1f}x ({times['cold']:.1f}x with "
+                f"compiling); with pruning {times['both']:.1f}x; {100 * ours['fraction_of_peak']:.0f} % of the peak of "
+                "matrix products, by the least work that the graph needs"
             )
-            what = f"attribution of {ours['features']:,} features, against circuit-tracer 0.5.0 at its best batch size"
-            out.append((what, text, "experiments.bench.attribution"))
+            what = (
+                f"attribution of {ours['features']:,} features ({c['case']}), against circuit-tracer 0.5.0 at its best"
+            )
+            out.append((f"{what} batch size", text, "experiments.bench.attribution"))
+    for c in read("bench_attribution_gpu")["figures"]["cases"]:
+        ours = c["ours"]
+        if c["case"] == "Gemma-2-2B":
+            what = (
+                f"attribution on one {ours['hardware']['device']}, float32: random weights in the shape of {c['case']}"
+            )
+            what += f", 64 tokens, {ours['features']:,} of {ours['n_active']:,} features with rows of their own"
+            text = (
+                f"{ours['warm']:.1f} s ({ours['stages']['attribute']:.1f} of them the sweep), "
+                f"{ours['cold']:.0f} s with compiling; pruning {ours['prune']:.2f} s; "
+                f"{100 * ours['fraction_of_peak']:.0f} % of the peak; {ours['peak_device_gb']:.0f} GB"
+            )
+            out.append((what, text, "experiments.bench.attribution --cases Gemma-2-2B"))
     return out
 
 
@@ -178,7 +195,16 @@ def truth_rows() -> list[Row]:
     )
     parts = [f"{name} F1 {by[k]['f1']:.2f}, MCC {by[k]['mcc']:.2f}" for k, name in
              (("batchtopk", "BatchTopK"), ("matryoshka", "Matryoshka"), ("finer", "six prefixes"))]  # fmt: skip
-    return [(what, "; ".join(parts), "experiments.synthetic_truth")]
+    full = read("synthetic_truth_full")["figures"]
+    large, of = (
+        f"the same at full size, {full['sizes']['tokens']:,} of the published 200 million samples, L0 25",
+        {r["method"]: r for r in full["summary"]}["small"],
+    )
+    found = f"BatchTopK F1 {of['f1']:.2f}, MCC {of['mcc']:.2f}, still rising (published .73, .76)"
+    return [
+        (what, "; ".join(parts), "experiments.synthetic_truth"),
+        (large, found, "experiments.synthetic_truth --scale full"),
+    ]
 
 
 def trainer_rows() -> list[Row]:

@@ -113,26 +113,37 @@ def ours(case: str, folder: str | None, repeats: int, precision: str = "highest"
 
 
 def agreement(folder: Path, one: str = "ours", other: str = "rival") -> dict[str, Any]:
-    """The largest difference between two adjacency matrices, whose nodes must be the same; what pruning keeps of each.
+    """The largest difference between two adjacency matrices between nodes of both; what pruning keeps of each.
 
-    `worst_of_row` is relative to the row's absolute sum.
+    A feature whose pre-activation is within rounding of zero may be active on one side alone: at most one in a
+    thousand. `worst_of_row` is relative to the row's absolute sum.
     """
     ours, theirs = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in (one, other))
-    mine, their = (np.load(folder / f"{name}.nodes.npy") for name in (one, other))
-    if ours.shape != theirs.shape or not np.array_equal(mine, their):
+    mine, their = ([tuple(x) for x in np.load(folder / f"{name}.nodes.npy").tolist()] for name in (one, other))
+    both = sorted(set(mine) & set(their))
+    ends = len(ours) - len(mine), len(theirs) - len(their)
+    if ends[0] != ends[1] or len(both) < 0.999 * max(len(mine), len(their)):
         raise RuntimeError(f"the graphs differ: {len(mine)} and {len(their)} features, {ours.shape}, {theirs.shape}")
+    at, there = (_places(nodes, both, ends[0]) for nodes in (mine, their))
     worst = largest = of_row = 0.0
-    for i in range(0, len(ours), 512):
-        a, b = ours[i : i + 512], theirs[i : i + 512]
+    for i in range(0, len(at), 512):
+        a, b = ours[at[i : i + 512]][:, at], theirs[there[i : i + 512]][:, there]
         off, mass = np.abs(a - b).max(1), np.abs(b).sum(1)
         worst, largest = max(worst, float(off.max())), max(largest, float(np.abs(b).max()))
         of_row = max(of_row, float((off / np.maximum(mass, 1e-30)).max()))
     found = {"max_difference": worst, "largest_entry": largest, "worst_of_row": of_row}
+    found |= {"nodes_of_one_alone": len(mine) + len(their) - 2 * len(both)}
     masks = [folder / f"{name}.mask.npy" for name in (one, other)]
-    if all(m.exists() for m in masks):
+    if all(m.exists() for m in masks) and len(mine) == len(their) == len(both):
         a, b = map(np.load, masks)
         found |= {"nodes_kept": int(b.sum()), "nodes_differ": int((a != b).sum())}
     return found
+
+
+def _places(nodes: list[tuple[int, ...]], both: list[tuple[int, ...]], ends: int) -> np.ndarray:
+    """Where the features of both graphs, and the nodes that are no features, stand in one of them."""
+    place = {node: i for i, node in enumerate(nodes)}
+    return np.array([*(place[node] for node in both), *range(len(nodes), len(nodes) + ends)])
 
 
 def rival(python: Path, folder: Path, cfg: Config) -> dict[str, Any]:

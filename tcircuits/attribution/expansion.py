@@ -41,7 +41,7 @@ one_chunk = jax.jit(lambda targets, q: jax.tree.map(lambda x: jax.lax.dynamic_sl
 
 MOST_PADDING = 3  # slots for each that is active, up to which copying all of them beats picking columns
 MOST_THREADS, AHEAD, WIDTHS = 8, 3, 4
-LANES, CPU_LANES, CPU_POSITIONS = 256, (48, 160), 3
+LANES, CPU_LANES, CPU_POSITIONS = 256, (56, 160), 3
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def sweep_rows(
         else:
             store.put_rows(jax.tree.map(lambda x: x[0], found), job.rows, job.lanes)
 
-    if len(frozen.value.devices()) == 1 and jax.default_backend() == "cpu" and jax.process_count() == 1:
+    if alone_on_a_cpu(frozen):
         _in_threads(jobs, lambda job: collect(job, launch(job)), progress)
     else:
         _in_order(jobs, launch, collect, progress)
@@ -176,6 +176,11 @@ def _in_order(jobs: list[Job], launch: Any, collect: Any, progress: Any) -> None
                 progress(q + 1, len(jobs))
         for finish in waiting:
             finish()
+
+
+def alone_on_a_cpu(frozen: Frozen) -> bool:
+    """Whether chunks can run side by side: no other device or process waits for its part in each of them."""
+    return jax.default_backend() == "cpu" and jax.process_count() == 1 and len(frozen.value.devices()) == 1
 
 
 def threads() -> int:

@@ -115,7 +115,8 @@ class RowStore:
 
     def put_cone(self, c: Any, rows: np.ndarray, lanes: np.ndarray, value: np.ndarray) -> None:
         """Copy what `cone` gave for `lanes` (consecutive), which hold `rows`: a `Cone` of host arrays, slots packed."""
-        self._per_row(rows, lanes, bias=c.bias, origin=c.origin, value=value)
+        self._per_row(rows, lanes, bias=c.bias, origin=c.origin)
+        self.value[rows] = value
         for a, b in self.blocks(rows):
             lo, here, at = int(rows[a]), slice(int(lanes[a]), int(lanes[a]) + b - a), 0
             block, _ = self._block(lo, lo + b - a)
