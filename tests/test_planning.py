@@ -184,14 +184,21 @@ def test_chunks_are_those_that_attribute_sweeps():
     assert max(plan.by_width) == r.tokens
 
 
-def test_edges_of_an_evenly_spread_graph():
+@pytest.mark.parametrize("parallel", [False, True])
+def test_edges_of_an_evenly_spread_graph(parallel):
     r = small(max_features=4 * 12 * 5, targets=3)
+    r = replace(r, model=replace(r.model, parallel=parallel))
     places = [(layer, t) for layer in range(4) for t in range(12)]
-    fed = [sum(m < layer and p <= t for m, p in places) for layer, t in places]
+
+    def reached(layer, t, m, p):
+        return m < layer and p <= t and (not parallel or m < layer - 1 or p == t)
+
+    fed = [sum(reached(layer, t, m, p) for m, p in places) for layer, t in places]
+    tokens = sum(1 if parallel and layer == 0 else t + 1 for layer, t in places)
     features, others = pairs(r)
     read = 48 - 11  # of the last layer, outputs read their own position alone
     assert features == 25 * sum(fed) + 3 * 5 * read
-    assert others == pytest.approx(5 * sum(fed) + 5 * sum(t + 1 for _, t in places) + 3 * (read + 12))
+    assert others == pytest.approx(5 * sum(fed) + 5 * tokens + 3 * (read + 12))
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN))

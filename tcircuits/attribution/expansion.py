@@ -11,7 +11,7 @@ come from the sweep. Where some are, or slots are mostly padding, or what the de
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -189,7 +189,7 @@ def threads() -> int:
 
 
 def _in_threads(jobs: list[Job], work: Callable[[Job], None], progress: Any) -> None:
-    """Chunks side by side. The first of each width goes ahead, so that no program is compiled twice."""
+    """Chunks side by side; the first of each width goes ahead, since compiling at once only takes more memory."""
     settings: Any = jax.config
     x64, device = settings.jax_enable_x64, settings.jax_default_device
 
@@ -198,12 +198,13 @@ def _in_threads(jobs: list[Job], work: Callable[[Job], None], progress: Any) -> 
             work(job)
 
     ahead = list({job.n_pos: job for job in jobs}.values())
-    done = {id(job) for job in ahead}
-    rest = [job for job in jobs if id(job) not in done]
+    first = {id(job) for job in ahead}
     with ThreadPoolExecutor(threads()) as pool:
-        count = 0
-        for some in (ahead, rest):
-            for _ in pool.map(one, some):
-                count += 1
-                if progress:
-                    progress(count, len(jobs))
+
+        def each() -> Iterator[None]:
+            yield from map(work, ahead)
+            yield from pool.map(one, [job for job in jobs if id(job) not in first])
+
+        for count, _ in enumerate(each(), 1):
+            if progress:
+                progress(count, len(jobs))

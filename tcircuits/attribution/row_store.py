@@ -2,10 +2,10 @@
 
 What a row can depend on is known before it is computed: a target at layer l and position p has as sources the
 features, errors and tokens at layers below l and positions up to p (all positions in encoders); of layer l - 1 only
-those at p itself where no attention stands between. So all rows of one layer and position have the same columns, each
-row's place in the graph is known, and a block of rows is copied from where the device left it to where it stays, once.
-Where more turn out to be exactly 0 (a sliding window, say) they are taken out at the end; a stray 0 stays, since it
-would cost a copy of everything.
+those at p itself where no attention stands between, and of the tokens likewise. So all rows of one layer and position
+have the same columns, each row's place in the graph is known, and a block of rows is copied from where the device left
+it to where it stays, once. Where more turn out to be exactly 0 (a sliding window, say) they are taken out at the end; a
+stray 0 stays, since it would cost a copy of everything.
 """
 
 from dataclasses import dataclass, field
@@ -75,8 +75,17 @@ class RowStore:
         below = np.concatenate([np.zeros_like(sources[:1]), sources.cumsum(0)])
         last = self.layer - 1  # where it is -1 there is nothing, and nothing is taken away
         others = (sources[last, self.reach] - here[last, self.pos]) * (self.direct & (self.layer > 0))
-        size = below[self.layer, self.reach] + self.reach + 1 - others
+        size = below[self.layer, self.reach] - others + np.where(self.bare, 1, self.reach + 1)
         return np.concatenate([[0], np.cumsum(size)]).astype(np.int64)
+
+    @cached_property
+    def bare(self) -> np.ndarray:
+        """[R] rows that read the embedding itself: of the tokens, their own alone."""
+        return self.direct & (self.layer == 0)
+
+    def tokens(self, row: int) -> np.ndarray:
+        """Tokens that a row can depend on."""
+        return self.pos[row : row + 1] if self.bare[row] else np.arange(self.reach[row] + 1)
 
     def cone(self, row: int) -> np.ndarray:
         """[l, p + 1] layers and positions that a row at layer l with sources up to position p can depend on."""
@@ -93,7 +102,7 @@ class RowStore:
         layer, pos = np.nonzero(inside)
         features = [np.arange(self.first[m, q], self.first[m, q + 1]) for m, q in zip(layer, pos, strict=True)]
         layer, pos = np.nonzero(inside & self.live[: inside.shape[0], : inside.shape[1]])
-        others = np.concatenate([layer * T + pos, L * T + np.arange(inside.shape[1])])
+        others = np.concatenate([layer * T + pos, L * T + self.tokens(row)])
         return np.concatenate([np.zeros(0, np.int64), *features]), others
 
     def _block(self, lo: int, hi: int) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +137,7 @@ class RowStore:
                     at += count
             errors = c.errors[:layers, :places, here][inside & self.live[:layers, :places]]
             block[:, at : at + len(errors)] = errors.T
-            block[:, at + len(errors) :] = c.tokens[:places, here].T
+            block[:, at + len(errors) :] = c.tokens[self.tokens(lo), here].T
             self._count(block)
 
     def _count(self, block: np.ndarray) -> None:

@@ -2,7 +2,9 @@
 
 A graph of features that are spread evenly has one edge for each pair of a target and a source in an earlier layer and
 no later position (of the last layer's, outputs read those at their own position alone). Rows are written to their place
-as they come; influence is computed on one block of rows at a time, in float64.
+as they come; influence is computed on one block of rows at a time, in float64. With parallel blocks, where a feature
+reads what the layers before its own leave, those of the layer just below reach it at its own position alone. Beside all
+that, the compiler of four models of a few kilobytes took 0.18 to 0.22 GB.
 """
 
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from tcircuits.planning.request import Request
 
 EDGE = 8  # int32 source, float32 weight
+COMPILER = 200_000_000  # what tracing and compiling leave in a process
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Host:
     @property
     def peak(self) -> int:
         """The most."""
-        return self.rows + self.finishing
+        return self.rows + self.finishing + COMPILER
 
 
 def pairs(r: Request) -> tuple[int, int]:
@@ -31,8 +34,13 @@ def pairs(r: Request) -> tuple[int, int]:
     L, S, T, n, k = r.model.n_layers, len(r.dictionary.layers), r.tokens, r.features, r.targets
     causal = (T + 1) / (2 * T)
     features = n * n * (S - 1) / (2 * S) * causal + k * n * (1 - (T - 1) / (S * T))
-    errors = 0.0 if r.dictionary.kind == "neurons" else n * T * causal * (L - 1) / 2 + k * (L * T - T + 1)
-    return int(features), int(errors + n * T * causal + k * T)
+    errors, tokens = n * T * causal * (L - 1) / 2 + k * (L * T - T + 1), n * T * causal + k * T
+    if r.model.parallel:
+        earlier = T * causal - 1  # positions before a feature's own, on the mean
+        features -= n * n * (S - 1) / S**2 * earlier / T
+        errors -= n * (L - 1) / L * earlier
+        tokens -= n / S * earlier
+    return int(features), int((0.0 if r.dictionary.kind == "neurons" else errors) + tokens)
 
 
 def host_memory(r: Request) -> Host:

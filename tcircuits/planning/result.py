@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tcircuits.planning.hardware import Device
+from tcircuits.planning.host_memory import COMPILER
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,7 @@ class Plan:
         if not self.shared:
             return device
         rows = [line.memory for line in self.lines if line.name.startswith("rows")]
-        after = min((line.held for line in self.lines if line.name.startswith("rows")), default=self.persistent)
-        return max(device, max(rows, default=0), after + self.host // self.devices)
+        return max(device + COMPILER // self.devices, max(rows, default=0) + self.host // self.devices)
 
     @property
     def needs(self) -> float:
