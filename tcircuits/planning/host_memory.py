@@ -52,7 +52,7 @@ def host_memory(r: Request) -> Host:
 
 
 def first_layer(r: Request) -> int:
-    """Rows of layer 0 in float64: its attention's weights twice (host and device), and cotangents of 128 targets."""
+    """Rows of layer 0 in float64: its values' and outputs' weights twice (host and device), patterns of 128 targets."""
     m = r.model
-    weights = m.d_model * m.d_head * 2 * (m.n_heads + m.n_kv_heads)
-    return 2 * 8 * weights + 5 * 128 * r.tokens * m.d_model * 8
+    weights = m.d_model * m.d_head * (m.n_heads + m.n_kv_heads)
+    return 2 * 8 * weights + 2 * 8 * 128 * m.n_heads * (m.d_head + r.tokens)
