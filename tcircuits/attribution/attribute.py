@@ -285,20 +285,25 @@ def expanded(frozen: Frozen, s: Settings) -> tuple[int, int]:
     return n_active if every else min(s.max_features or 0, n_active), n_active
 
 
+def check_precision(precision: str) -> None:
+    """Raise for a word that `jax.default_matmul_precision` does not know."""
+    try:
+        with jax.default_matmul_precision(precision):
+            pass
+    except ValueError:
+        raise InputError(
+            f"precision={precision!r}; there are highest, high, default and the other words of "
+            "jax.default_matmul_precision"
+        ) from None
+
+
 def check_settings(s: Settings) -> None:
     """Raise for settings outside what is allowed."""
     if s.position_zero not in ("auto", "nodes", "constant"):
         raise InputError(f"position_zero={s.position_zero!r}; there are auto, nodes, constant")
     if s.selection not in ("influence", "effect", "reference"):
         raise InputError(f"selection={s.selection!r}; there are influence, effect, reference")
-    try:
-        with jax.default_matmul_precision(s.precision):
-            pass
-    except ValueError:
-        raise InputError(
-            f"precision={s.precision!r}; there are highest, high, default and the other words of "
-            "jax.default_matmul_precision"
-        ) from None
+    check_precision(s.precision)
     if s.max_features is not None and s.max_features < 1:
         raise InputError(f"max_features={s.max_features}; give at least 1, or None for all")
     if s.max_n_logits < 1 or not 0 < s.desired_logit_prob <= 1:

@@ -39,6 +39,8 @@ class Trace:
     """Put the BOS token before the prompt: auto where the model was made with one."""
     max_features: int | None = 7500
     """Features that are expanded; `None` is all."""
+    precision: str = "highest"
+    """Of the rows' matrix products: highest is float32; default is TensorFloat-32 on GPUs and bfloat16 on TPUs."""
     node_threshold: float = 0.8
     """Share of influence that kept nodes carry."""
     edge_threshold: float = 0.98
@@ -89,9 +91,11 @@ class Intervene:
 
 def check_trace(cfg: Trace) -> None:
     """Raise for options outside what is allowed, and where the files of a trace could not be written."""
+    from tcircuits.attribution.attribute import check_precision
     from tcircuits.attribution.viewer_json import check_slug
 
     check_slug(cfg.slug)
+    check_precision(cfg.precision)
     check_folder(cfg.out, "--out")
     if not 0 <= cfg.node_threshold <= 1 or not 0 <= cfg.edge_threshold <= 1:
         raise InputError(f"thresholds {cfg.node_threshold}, {cfg.edge_threshold} are shares of influence: give 0..1")
@@ -149,6 +153,7 @@ def trace(cfg: Trace) -> None:
             tokens,
             targets=targets,
             max_features=cfg.max_features,
+            precision=cfg.precision,
             position=cfg.position,
             progress=bar,
             timings=times,
