@@ -13,6 +13,7 @@ come from the sweep. Where some are, or slots are mostly padding, or what the de
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -162,10 +163,20 @@ def sweep_rows(
         _in_order(jobs, launch, collect, progress)
 
 
+@contextmanager
+def _pool(n: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that take up nothing new once the caller has failed or was interrupted."""
+    pool = ThreadPoolExecutor(n)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _in_order(jobs: list[Job], launch: Any, collect: Any, progress: Any) -> None:
     """Launch chunk after chunk (every process the same ones), and copy behind."""
     waiting: list[Any] = []
-    with ThreadPoolExecutor(AHEAD) as pool:
+    with _pool(AHEAD) as pool:
         for q, job in enumerate(jobs):
             found = launch(job)
             alone = jax.process_count() == 1
@@ -199,7 +210,7 @@ def _in_threads(jobs: list[Job], work: Callable[[Job], None], progress: Any) -> 
 
     ahead = list({job.n_pos: job for job in jobs}.values())
     first = {id(job) for job in ahead}
-    with ThreadPoolExecutor(threads()) as pool:
+    with _pool(threads()) as pool:
 
         def each() -> Iterator[None]:
             yield from map(work, ahead)

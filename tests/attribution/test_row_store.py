@@ -39,6 +39,23 @@ def test_threads_and_launching_in_order_give_the_same_graph(monkeypatch):
     assert_same(traced("gpt2", chunk=8), side_by_side)
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_failure_ends_the_sweep(alone, monkeypatch):
+    """What is waiting is not computed any more, and the error is the one that was raised."""
+    seen = []
+
+    def fail(store, *given):
+        seen.append(given)
+        raise MemoryError("no room")
+
+    for name in ("put_cone", "put_rows"):
+        monkeypatch.setattr(RowStore, name, fail)
+    monkeypatch.setattr(expansion, "alone_on_a_cpu", lambda frozen: alone)
+    with pytest.raises(MemoryError, match="no room"):
+        traced("llama", chunk=1)
+    assert len(seen) <= 1 + max(expansion.threads(), expansion.AHEAD) + expansion.AHEAD
+
+
 def test_what_a_window_hides_is_no_edge():
     graph = traced("mistral")  # windows of 6 of 8 positions
     assert (graph.weight != 0).all()
