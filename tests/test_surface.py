@@ -82,7 +82,9 @@ def same(a, b):
     """Graphs that are equal, weights within 1e-6 of their row's size."""
     np.testing.assert_array_equal(a.features, b.features)
     np.testing.assert_array_equal(a.tokens, b.tokens)
-    assert (a.n_active, a.settings, a.token_text) == (b.n_active, b.settings, b.token_text)
+    assert (a.n_active, a.token_text) == (b.n_active, b.token_text)
+    assert {**a.settings, "scores": None} == {**b.settings, "scores": None}
+    assert a.settings["scores"] == pytest.approx(b.settings["scores"], rel=1e-4)
     assert [(t.label, t.kind, t.token, t.layer, t.pos) for t in a.targets] == [
         (t.label, t.kind, t.token, t.layer, t.pos) for t in b.targets
     ]
@@ -305,7 +307,7 @@ def test_times_of_an_attribution(small):
         model, d, case.tokens, targets=[3], timings=times, progress=lambda done, total: seen.append((done, total))
     )
     whole = time.perf_counter() - begin
-    assert times.keys() == {"forward", "select", "attribute", "compile"}
+    assert times.keys() == {"forward", "select", "attribute", "influence", "compile"}
     assert 0.5 * whole < sum(times.values()) <= whole
     assert seen == [(i + 1, len(seen)) for i in range(len(seen))]
     assert seen

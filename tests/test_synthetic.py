@@ -309,9 +309,10 @@ def test_what_free_rows_change():
     scale, law = synthetic_truth.SCALES["full"], WorldConfig()
     every = {m: synthetic_truth.recipe(m, law, scale, 25.0, 200_000_000, 1e-2) for m in synthetic_truth.METHODS}
     for name, r in every.items():
-        free = name in ("free", "small")
+        free = name in ("free", "small", "decayed")
         assert r.decoder_norm == ("free" if free else "unit")
-        assert r.start == ("small" if name == "small" else "tied")
+        assert r.start == ("small" if name in ("small", "decayed") else "tied")
+        assert r.optimizer.decay == (1 / 3 if name == "decayed" else 0.0)
         assert r.objective.by_norm == free
         assert r.objective.dead_after == (1_024_000 if free else 10_000_000)
 
