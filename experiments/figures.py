@@ -125,10 +125,8 @@ def speed_rows() -> list[Row]:
                 f"compiling); with pruning {times['both']:.1f}x; {100 * ours['fraction_of_peak']:.0f} % of the peak of "
                 "matrix products, by the least work that the graph needs"
             )
-            what = (
-                f"attribution of {ours['features']:,} features ({c['case']}), against circuit-tracer 0.5.0 at its best"
-            )
-            out.append((f"{what} batch size", text, "experiments.bench.attribution"))
+            what = f"attribution of {ours['features']:,} features ({c['case']}), against circuit-tracer 0.5.0"
+            out.append((f"{what} in batches of {rival['best_batch']}", text, "experiments.bench.attribution"))
     for c in read("bench_attribution_gpu")["figures"]["cases"]:
         ours = c["ours"]
         if c["case"] == "Gemma-2-2B":
