@@ -7,7 +7,8 @@ is active at a position; a feature of layer 8 at the last position is the root, 
 positive contributions, no head to position 0, as in the paper. Every side starts from token ids and its weights in
 memory and ends with its paths:
 
-- `ours`: `find_paths`, compiled before; `search` of it is the search and the graph, the rest the frozen prompt.
+- `ours`: `find_paths`, compiled before; `search` of it is the search and the graph, the rest the frozen prompt, of
+  which it runs the layers up to the root's.
 - `reference`: the reference algorithm with its dense evaluations for every path and layer (`rival_paths.Reference`);
   `reference_row` the same but for attention, of which it makes the one row that it uses; `reference_restacked` also
   stacks attention's weights anew for every candidate, as the reference code does.

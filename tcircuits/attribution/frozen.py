@@ -6,6 +6,7 @@ downstream (`rows`, `effects`) reads this and no longer runs the model.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -270,6 +271,7 @@ def freeze(
     *,
     n_slots: int | None = None,
     origin: bool | Array = False,
+    depth: int | None = None,
 ) -> Frozen:
     """Run the model on one prompt and keep what attribution needs. Pure; `vmap` it over prompts of one length.
 
@@ -281,6 +283,8 @@ def freeze(
         n_slots: features kept at each layer and position (static); None keeps all that can be active. Features beyond
             it are part of the error, and `Frozen.overflow` is true.
         origin: the MLPs at position 0 are no nodes but one constant (as the public tracer treats the BOS token).
+        depth: run only so many layers (static), for what reads no later ones: those have no features, errors or
+            patterns, and constants, logits and the final norm mean nothing. None runs all.
 
     Raises:
         InputError: a prompt that is empty or too long, a model without MLPs, or neurons as fill with too few slots.
@@ -294,15 +298,28 @@ def freeze(
     if dictionary.cfg.fill == "error":
         C = min(C, dictionary.cfg.d_feature)
     with jax.default_matmul_precision("highest"):
-        return _freeze(cfg, params, dictionary, tokens, C, origin)
+        return _freeze(cfg, params, dictionary, tokens, C, origin, cfg.n_layers if depth is None else depth)
 
 
-def _freeze(cfg: ModelConfig, params: Params, d: Transcoders, tokens: Array, n_slots: int, origin: Any) -> Frozen:
+def _first_layers(f: Any, depth: int, tree: Any) -> Any:
+    """`f` of the first layers of a stacked tree, which are taken by number: slices of stacked weights are copies."""
+    return jax.lax.map(lambda i: f(jax.tree.map(lambda x: x[i], tree)), jnp.arange(depth))
+
+
+def _empty_above(n_layers: int, x: Array) -> Array:
+    """Zeros for the layers that were not run."""
+    return jnp.pad(x, [(0, n_layers - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
+
+
+def _freeze(
+    cfg: ModelConfig, params: Params, d: Transcoders, tokens: Array, n_slots: int, origin: Any, depth: int
+) -> Frozen:
     params = jax.tree.map(wide, params)
     middle = "resid_pre" if cfg.parallel else "resid_mid"
     wanted = ("resid_pre", middle, "pattern", "z", "mlp_in", "mlp_raw", "mlp_out", "resid_post", "final_norm")
-    out, (_, values), _ = forward_one(cfg, params, tokens, sites=tuple(dict.fromkeys(wanted)))
-    acts, resid = out.acts, out.acts["resid_post"][-1]
+    out, (_, values), _ = forward_one(cfg, params, tokens, sites=tuple(dict.fromkeys(wanted)), depth=depth)
+    resid, whole = out.acts["resid_post"][-1], partial(_empty_above, cfg.n_layers)
+    acts = {site: x if site == "final_norm" else whole(x) for site, x in out.acts.items()}
     hold = _held(cfg, acts, params, resid)
     slots, covered = (jnp.asarray(x) for x in coverage(d.cfg))
     unit = jnp.ones((cfg.n_layers, tokens.shape[0]), resid.dtype)
@@ -314,7 +331,8 @@ def _freeze(cfg: ModelConfig, params: Params, d: Transcoders, tokens: Array, n_s
         "mlp_in": acts["mlp_in"],
     }
     by_layer = (params.blocks, slots, covered, reads, post)
-    features, total = jax.lax.map(lambda x: _features_and_sum(cfg, d, n_slots, x), by_layer)
+    found = _first_layers(lambda x: _features_and_sum(cfg, d, n_slots, x), depth, by_layer)
+    features, total = jax.tree.map(whole, found)
     index, value, factor, valid, n_active, decoder = features
     if d.cfg.kind == "clt":
         decoder = _cross_layer_rows(d, index)
@@ -322,6 +340,7 @@ def _freeze(cfg: ModelConfig, params: Params, d: Transcoders, tokens: Array, n_s
     keep = jnp.ones(tokens.shape[0], resid.dtype).at[0].set(1.0 - jnp.asarray(origin, resid.dtype))
     written = acts[d.cfg.writes]
     error, outside = _errors(cfg, params, d, total, reads[d.cfg.reads], written, (slots, covered, post), keep)
+    error = jnp.where((jnp.arange(cfg.n_layers) < depth)[:, None, None], error, 0.0)
     value, factor, valid = value * keep[:, None], factor * keep[:, None], valid & (keep[:, None] > 0)
     n_active = jnp.where(keep > 0, n_active, 0)
     start = jnp.zeros_like(resid) if params.pos_embed is None else params.pos_embed[jnp.arange(tokens.shape[0])]
@@ -334,7 +353,7 @@ def _freeze(cfg: ModelConfig, params: Params, d: Transcoders, tokens: Array, n_s
         value,
         factor,
         valid,
-        values,
+        whole(values),
         decoder,
         error,
         constant,

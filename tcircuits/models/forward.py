@@ -15,6 +15,7 @@ not stored. Norms, softmax and logits are computed in at least float32.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -343,8 +344,13 @@ def forward_one(
     edits: tuple[Edit, ...] = (),
     hold: Hold = Hold(),
     hook: MlpHook | None = None,
+    depth: int | None = None,
 ) -> tuple[Output, Any, Any]:
-    """The forward pass of one sequence; also the keys and values [L, T, G, K] and the hook's stacked records."""
+    """The forward pass of one sequence; also the keys and values [L, T, G, K] and the hook's stacked records.
+
+    With `depth` (static) only so many layers are run: all that is stacked has so many, and logits are those of the
+    stream there.
+    """
     check_request(cfg, sites, edits)
     valid = jnp.ones(tokens.shape, bool) if mask is None else mask
     positions = jnp.maximum(jnp.cumsum(valid) - 1, 0)
@@ -361,10 +367,20 @@ def forward_one(
         return (x, state), (tap.kept, kv, record)
 
     layers = (params.blocks, jnp.arange(cfg.n_layers), layer_kinds(cfg), replace(hold, final_norm=None))
-    (x, _), (acts, kv, records) = jax.lax.scan(step, (x, hook.state if hook else ()), layers)
+    start = x, hook.state if hook else ()
+    if depth is None or depth == cfg.n_layers:
+        (x, _), (acts, kv, records) = jax.lax.scan(step, start, layers)
+    else:  # by number: a slice of the stacked weights would be a copy of them
+        numbered = partial(_numbered, step, layers)
+        (x, _), (acts, kv, records) = jax.lax.scan(numbered, start, jnp.arange(depth))
     tap = Tap(edits, sites, 0, positions)
     logits = logits_from(cfg, params, x, tap, hold.final_norm)
     return Output(logits, acts | tap.kept), kv, records
+
+
+def _numbered(step: Any, layers: Any, carry: Any, number: Array) -> Any:
+    """The step of one of the stacked layers."""
+    return step(carry, jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), layers))
 
 
 def forward(

@@ -120,29 +120,36 @@ def encode(d: Transcoders, slot: Any, x: Float[Array, "*X D"]) -> Float[Array, "
     return activate(d.cfg, pre, None if d.threshold is None else d.threshold[slot])
 
 
-BLOCK = 1 << 18  # numbers of an encoder that `encode_once` multiplies at once: they stay in a core's cache
+BLOCK = 1 << 21  # numbers of an encoder that `encode_once` multiplies at once, at least
+SHARDS = 16  # parts that each of its blocks has one piece of
 
 
 def encode_once(d: Transcoders, slot: Any, x: Float[Array, "T D"]) -> Float[Array, "T F"]:
     """`encode` for few vectors and a `slot` that a loop over layers counts, where reading weights is what takes time.
 
     XLA's CPU backend copies whatever a loop slices out of an array, and the copy of a layer's encoder takes longer than
-    its product with a prompt. Here the loop slices blocks (features n apart, so that shards of features stay where they
-    are). Other backends multiply a layer at once.
+    its product with a prompt. Here the loop slices blocks, which stay in a cache. A block is one piece of each of
+    many equal parts of the features, so that shards of features stay where they are. Other backends multiply a layer
+    at once.
     """
     assert d.w_enc is not None, "neurons have no encoder of their own: use attribution.freeze"
     assert d.b_enc is not None
     _, F, D = d.w_enc.shape
-    n = F & -F  # the largest power of two that divides it
-    while n > 1 and F // n * D < BLOCK:
-        n //= 2
+    parts = min(F & -F, SHARDS)  # powers of two
+    each = F // parts
+    n = max(i for i in range(1, each + 1) if each % i == 0 and (i == 1 or F // i * D >= BLOCK))
     if n == 1:
         return encode(d, slot, x)
 
     def blocks(w: Array) -> Array:
-        apart = w.reshape(len(w), F // n, n, D)
-        pre = jax.lax.map(lambda j: jnp.einsum("TD,FD->TF", x, apart[slot, :, j]), jnp.arange(n))
-        return jnp.moveaxis(pre, 0, -1).reshape(len(x), F)
+        pieces = w.reshape(len(w), parts, n, each // n, D)
+
+        def add(j: Array, pre: Array) -> Array:
+            made = jnp.einsum("TD,FD->TF", x, pieces[slot, :, j].reshape(-1, D))
+            return pre.at[:, :, j].set(made.reshape(len(x), parts, -1))
+
+        empty = jnp.zeros((len(x), parts, n, each // n), jnp.result_type(x, w))
+        return jax.lax.fori_loop(0, n, add, empty).reshape(len(x), F)
 
     def whole(w: Array) -> Array:
         return jnp.einsum("TD,FD->TF", x, w[slot])

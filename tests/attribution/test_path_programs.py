@@ -103,6 +103,24 @@ def test_a_set_on_disk_has_the_paths_of_the_same_in_memory(tmp_path):
     np.testing.assert_allclose(a.value, b.value, atol=4e-6 * a.size[0])
 
 
+@pytest.mark.parametrize("name", ["plt-skip", "clt-skip", "neurons"])
+def test_a_prompt_frozen_up_to_a_depth_is_the_whole_one_below_it_and_empty_above(name):
+    m, d, tokens = setting("gpt2", name)
+    depth = m.cfg.n_layers - 1
+    part, all_ = (freeze(m.cfg, m.params, d, tokens[0], n_slots=20, depth=n) for n in (depth, None))
+    by_layer = ("index", "value", "factor", "valid", "values", "error", "n_active")
+    for got, wanted in [(getattr(part, n), getattr(all_, n)) for n in by_layer] + [
+        (part.hold.pattern, all_.hold.pattern),
+        (part.hold.norm1, all_.hold.norm1),
+        (part.hold.norm2, all_.hold.norm2),
+    ]:
+        assert got.shape == wanted.shape
+        np.testing.assert_allclose(got[:depth], wanted[:depth], rtol=1e-5, atol=1e-6)
+    for n in by_layer:
+        assert not getattr(part, n)[depth:].any()
+    assert np.asarray(all_.valid)[depth:].any()
+
+
 @pytest.fixture(scope="module")
 def graph():
     case, _ = small("gpt2", "plt-skip")

@@ -116,11 +116,12 @@ def test_encode(name, dtype):
     np.testing.assert_allclose(got, wanted, **tolerance(dtype))
 
 
-@pytest.mark.parametrize("n_feature", [F, 24])
+@pytest.mark.parametrize(("n_feature", "parts"), [(F, 16), (24, 16), (24, 2)])
 @pytest.mark.parametrize("activation", ["relu", "topk", "jumprelu"])
-def test_an_encoder_read_in_blocks(activation, n_feature, dtype, monkeypatch):
-    """Eight blocks of three features each; nine features have no power of two and are read at once."""
+def test_an_encoder_read_in_blocks(activation, n_feature, parts, dtype, monkeypatch):
+    """Three blocks of nine features in one part; three of one feature of each of eight; six of two of each of two."""
     monkeypatch.setattr(dictionary, "BLOCK", 3 * D)
+    monkeypatch.setattr(dictionary, "SHARDS", parts)
     d = make(dataclasses.replace(CONFIGS[f"transcoder {activation}"], d_feature=n_feature), dtype)
     x = inputs(dtype)
     got = jax.jit(lambda d, x: jax.lax.map(lambda s: encode_once(d, s, x[s]), jnp.arange(L)))(d, x)

@@ -46,16 +46,16 @@ SLOTS = 128  # active features at a position that are expected; where there are 
 ARRAYS_A_CANDIDATE = 8  # of 4 or 8 bytes, that a level holds of each of its paths' continuations
 
 
-@partial(jax.jit, static_argnames=("cfg", "n_slots", "logits"))
-def _freeze(cfg: Any, params: Any, d: Transcoders, ids: Any, n_slots: int | None, logits: bool) -> Frozen:
-    """A frozen prompt without what paths do not read (it is not computed either): constant streams, perhaps logits.
+@partial(jax.jit, static_argnames=("cfg", "n_slots", "depth"))
+def _freeze(cfg: Any, params: Any, d: Transcoders, ids: Any, n_slots: int | None, depth: int | None) -> Frozen:
+    """A frozen prompt without what paths do not read (it is not computed either): constant streams, layers above.
 
     Of a layer's own decoder paths read few rows, so that they are not kept for all positions.
     """
-    f = freeze(cfg, params, d, ids, n_slots=n_slots)
+    f = freeze(cfg, params, d, ids, n_slots=n_slots, depth=depth)
     if d.cfg.kind == "transcoder" and d.cfg.fill == "error":
         f = replace(f, decoder=None)
-    said = f.logits if logits else f.logits[:, :0]
+    said = f.logits if depth is None else f.logits[:, :0]
     return replace(f, constant=f.constant[:, :0], origin=f.origin[:, :0], logits=said)
 
 
@@ -136,7 +136,7 @@ def _find(
     spec = _checked_target(model, transcoders, target, len(ids))
     d, some = narrowed(model, transcoders, [ids], [False], None, times)
     with times.stage("forward"):
-        frozen = freeze_for_paths(model, d, ids, logits=not isinstance(spec, specify.Feature))
+        frozen = freeze_for_paths(model, d, ids, spec.layer + 1 if isinstance(spec, specify.Feature) else None)
         root, node = root_of(model, d, frozen, spec, some)
     if options.bos_source is None:
         options = replace(options, bos_source=not origin_rule(model, ids, Settings(None)))
@@ -184,14 +184,17 @@ def _checked_target(model: Any, transcoders: Any, target: Any, length: int) -> A
     return spec
 
 
-def freeze_for_paths(model: Any, d: Transcoders, ids: np.ndarray, logits: bool = True) -> Frozen:
-    """Freeze with every position as nodes; with as many slots as the prompt needs, found out by trying few."""
+def freeze_for_paths(model: Any, d: Transcoders, ids: np.ndarray, depth: int | None = None) -> Frozen:
+    """Freeze with every position as nodes; with as many slots as the prompt needs, found out by trying few.
+
+    With a `depth` only so many layers, which is all that paths to a feature of the last of them read, and no logits.
+    """
     most = default_slots(d)
-    frozen = _freeze(model.cfg, model.params, d, ids, n_slots=None if most <= SLOTS else SLOTS, logits=logits)
+    frozen = _freeze(model.cfg, model.params, d, ids, n_slots=None if most <= SLOTS else SLOTS, depth=depth)
     if bool(frozen.overflow):
         needed = min(bucket(int(frozen.n_active.max())), most)
-        frozen = _freeze(model.cfg, model.params, d, ids, n_slots=needed, logits=logits)
-    check_finite(model, frozen if logits else replace(frozen, logits=frozen.final))
+        frozen = _freeze(model.cfg, model.params, d, ids, n_slots=needed, depth=depth)
+    check_finite(model, frozen if depth is None else replace(frozen, logits=frozen.final))
     return frozen
 
 
