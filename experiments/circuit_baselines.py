@@ -10,12 +10,16 @@ models; the third of IOI on SmolLM2-135M, with fewer prompts and without what ru
 
 For each task and kind of units, all on the package's own harness: units are scored on the attribution split by every
 method, circuits of growing size run on the report split. CMD, CPR (by score, as published), areas of accuracy and KL;
-phi, agreement with the model, faithfulness and nulls at the size that `ig` takes on the selection split; Pearson
-correlation of every method with exact ablation; what each method costs. Ablation: resampling from the counterfactual.
+phi, agreement with the model, faithfulness and nulls at the size that `ig` takes on the selection split; how much of
+the circuit of that size other prompts would have chosen too (Jaccard overlap over resampled prompts, beside that of
+random circuits; not for learned scores, which are no mean over prompts); Pearson correlation of every method with exact
+ablation; what each method costs. Ablation: resampling from the counterfactual.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +34,8 @@ from tcircuits.circuits.forward import Errors
 from tcircuits.circuits.learning import Kind
 from tcircuits.circuits.metrics import SHARES
 from tcircuits.circuits.running import Runs
-from tcircuits.circuits.scores import POINTS, Method
+from tcircuits.circuits.scores import POINTS, Method, UnitScores
+from tcircuits.circuits.stability import stability
 from tcircuits.tasks.gate import LEAST
 
 
@@ -137,6 +142,7 @@ def case(cfg: Config, suite: Suite, model: tc.Model, task: str, basis: Basis) ->
         about: dict[str, Any] = what | {"method": method, "of": units.n, "kept": circuit.size}
         about["pearson_with_exact"] = None if exact is None else _pearson(s.values, exact)
         about |= {"forwards": s.forwards, "backwards": s.backwards, "seconds": s.seconds}
+        about["jaccard"] = _jaccard(s, circuit.size)
         rows.append(about | _figures(runs, f, slice(at, at + len(counts)), at + len(counts)))
     return {
         "rows": rows,
@@ -150,9 +156,12 @@ def case(cfg: Config, suite: Suite, model: tc.Model, task: str, basis: Basis) ->
 def _figures(runs: Runs, f: np.ndarray, curve: slice, at: int) -> dict[str, Any]:
     """Areas of a method's curve, and its circuit of the common size (row `at`)."""
     shares, found, full, none = np.asarray(SHARES), runs.circuits, runs.model, runs.circuits.metric[-1]
-    areas = metrics.areas(f[curve], shares)
+    areas: dict[str, Any] = metrics.areas(f[curve], shares)
     areas["accuracy_area"] = metrics.area(found.right[curve].mean(1), shares)
     areas["kl_area"] = metrics.area(found.kl[curve].mean(1), shares)
+    for name, of in {"CPR": lambda f: f, "CMD": lambda f: np.abs(1 - f)}.items():
+        means = (*found.metric[curve], full.metric, none)
+        areas[f"{name}_interval"] = asdict(metrics.bootstrap(partial(_area, of, shares), *means))
     choices = found.choice[at], full.choice
     return areas | {
         "faithfulness": asdict(metrics.faithful(found.metric[at], full.metric, none)),
@@ -160,6 +169,17 @@ def _figures(runs: Runs, f: np.ndarray, curve: slice, at: int) -> dict[str, Any]
         "a_ok": asdict(metrics.agreement(*choices, full.right)),
         "a_err": asdict(metrics.agreement(*choices, ~full.right, metrics.LEAST_ERRORS)),
     }
+
+
+def _area(of: Callable[..., Any], shares: np.ndarray, *means: Any) -> Any:
+    """An area over shares, of mean metrics of the circuits, the model and the empty circuit."""
+    *circuits, full, none = means
+    return np.trapezoid(of((np.stack(circuits) - none) / (full - none)), shares, axis=0)
+
+
+def _jaccard(scored: UnitScores, size: int) -> dict[str, Any] | None:
+    """Overlap of the circuits that resampled prompts choose; None where scores are not a mean over prompts."""
+    return None if scored.by_prompt is None else asdict(stability(scored.by_prompt, size))
 
 
 def _nulls(runs: Runs, f: np.ndarray, at: int, own: int) -> dict[str, float]:
@@ -230,7 +250,8 @@ def main(cfg: Config) -> None:
 def _line(row: dict[str, Any]) -> dict[str, Any]:
     short = ("method", "kept", "of", "CMD", "CPR", "accuracy_area", "kl_area", "pearson_with_exact", "seconds")
     values = {name: row[name]["value"] for name in ("faithfulness", "phi")}
-    return {name: row[name] for name in short} | values | {"A_ok": row["a_ok"]["share"]["value"]}
+    values |= {"A_ok": row["a_ok"]["share"]["value"], "jaccard": row["jaccard"] and row["jaccard"]["mean"]}
+    return {name: row[name] for name in short} | values
 
 
 if __name__ == "__main__":
