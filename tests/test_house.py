@@ -17,7 +17,7 @@ PACKAGE = ROOT / "tcircuits"
 # Top to bottom; a module imports only what stands below it, or its own package. The last one imports nothing of ours.
 LAYERS = (
     *("cli", "planning", "view", "circuits", "tasks", "interventions", "attribution", "transcoders", "data", "models"),
-    *("assets", "parallel", "checkpoint", "files", "numerics", "types"),
+    *("assets", "parallel", "checkpoint", "files", "compiling", "numerics", "types"),
 )
 BESIDE = {"__init__", "__main__", "_version"}  # the front door, which re-exports, and the version
 TOP = {

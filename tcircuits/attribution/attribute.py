@@ -20,7 +20,6 @@ from tcircuits.attribution.frozen import Frozen, default_slots, freeze, read_by
 from tcircuits.attribution.graph import Graph, TargetNode
 from tcircuits.attribution.memory import check_memory
 from tcircuits.attribution.narrowing import narrowed, whole_numbers
-from tcircuits.attribution.precise import first_layer
 from tcircuits.attribution.prune import with_influence
 from tcircuits.attribution.reference_selection import restrict_like_reference
 from tcircuits.attribution.row_store import RowStore
@@ -29,6 +28,7 @@ from tcircuits.attribution.select import Selection, select_top
 from tcircuits.attribution.sketch import influence_sketch
 from tcircuits.attribution.targets import Targets, feature_target, logit_vectors, output_targets, pad_targets
 from tcircuits.attribution.timing import Timings
+from tcircuits.compiling import compiled
 from tcircuits.models.forward import check_length
 from tcircuits.numerics import bucket
 from tcircuits.parallel import host
@@ -37,13 +37,13 @@ from tcircuits.transcoders.lazy import LazyTranscoders, Narrow
 from tcircuits.types import Array, InputError
 
 # The compiled programs; `planning` compiles the same ones for machines that are not there.
-freeze_program = jax.jit(freeze, static_argnames=("cfg", "n_slots"))
+freeze_program = compiled(freeze, static_argnames=("cfg", "n_slots"))
 SCORE_PROGRAMS = {
-    "effect": jax.jit(effects, static_argnames=("cfg",)),
-    "influence": jax.jit(influence_sketch, static_argnames=("cfg", "n_probes")),
+    "effect": compiled(effects, static_argnames=("cfg",)),
+    "influence": compiled(influence_sketch, static_argnames=("cfg", "n_probes")),
 }
-select_program = jax.jit(select_top, static_argnames=("n",))
-vectors_program = jax.jit(logit_vectors)
+select_program = compiled(select_top, static_argnames=("n",))
+vectors_program = compiled(logit_vectors)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Settings:
     precision: str = "highest"
 
 
-@partial(jax.jit, static_argnames=("cfg",))
+@partial(compiled, static_argnames=("cfg",))
 def count_active(cfg: Any, params: Any, d: Transcoders, tokens: Array, origin: bool | Array) -> Array:
     """The most active features at any layer and position; position 0 does not count where it is a constant."""
     with jax.default_matmul_precision("highest"):
@@ -133,7 +133,7 @@ def resolve(
     return chunks, nodes
 
 
-@partial(jax.jit, static_argnames=("cfg",))
+@partial(compiled, static_argnames=("cfg",))
 @jax.default_matmul_precision("highest")
 def output_chunk(
     cfg: Any, params: Any, frozen: Frozen, vec: Array, const: Array, pos: Array, weight: Array, n: int | Array
@@ -143,7 +143,7 @@ def output_chunk(
     return replace(every, valid=(jnp.arange(len(pos)) < n)[None])
 
 
-@partial(jax.jit, static_argnames=("cfg", "lanes"))
+@partial(compiled, static_argnames=("cfg", "lanes"))
 @jax.default_matmul_precision("highest")
 def _feature_chunk(cfg: Any, params: Any, d: Transcoders, frozen: Frozen, place: Array, lanes: int) -> Targets:
     """The feature at (layer, position, slot) as a target in the first of the lanes."""
@@ -370,10 +370,6 @@ def assemble(
     L, T, C = frozen.index.shape
     layer, pos, slot = flat // (T * C), flat // C % T, flat % C
     number, value = host(frozen.index)[layer, pos, slot], host(frozen.value)[layer, pos, slot]
-    if store.dtype == np.float32:
-        first = int(store.counts[0].sum())
-        factor = host(frozen.factor)[layer[:first], pos[:first], slot[:first]]
-        store.put_first_layer(*first_layer(model, d, frozen, pos[:first], number[:first], factor))
     row_start, source, weight = store.edges()
     graph = Graph(
         model=model.name,

@@ -21,13 +21,14 @@ from tcircuits.attribution.attribute import (
     resolve,
 )
 from tcircuits.attribution.expand import expand
-from tcircuits.attribution.expansion import store_for
+from tcircuits.attribution.expansion import fill_first_layer, store_for
 from tcircuits.attribution.frozen import Frozen, default_slots, freeze
 from tcircuits.attribution.graph import Graph
 from tcircuits.attribution.memory import check_memory
 from tcircuits.attribution.narrowing import narrowed, whole_numbers
 from tcircuits.attribution.row_store import RowStore
 from tcircuits.attribution.targets import Targets, pad_targets
+from tcircuits.compiling import compiled
 from tcircuits.numerics import bucket
 from tcircuits.parallel import host
 from tcircuits.transcoders.dictionary import Transcoders
@@ -35,12 +36,12 @@ from tcircuits.transcoders.lazy import LazyTranscoders
 from tcircuits.types import Array, InputError
 
 
-@partial(jax.jit, static_argnames=("cfg", "n_slots"))
+@partial(compiled, static_argnames=("cfg", "n_slots"))
 def _freeze_all(cfg: Any, params: Any, d: Transcoders, tokens: Array, n_slots: int | None, origin: bool) -> Frozen:
     return jax.vmap(lambda t: freeze(cfg, params, d, t, n_slots=n_slots, origin=origin))(tokens)
 
 
-@partial(jax.jit, static_argnames=("cfg", "n", "chunk"))
+@partial(compiled, static_argnames=("cfg", "n", "chunk"))
 def _expand_all(cfg: Any, params: Any, d: Transcoders, frozen: Frozen, outputs: Targets, n: int, chunk: int) -> Any:
     return jax.vmap(lambda f, t: expand(cfg, params, d, f, t, n, chunk=chunk))(frozen, outputs)
 
@@ -126,6 +127,7 @@ def _group(model: Any, d: Transcoders, parsed: Any, wanted: Any, origin: bool, s
         flat = host(chosen.flat[i])[: int(chosen.start[i, -1])]
         store = store_for(model.cfg, single[i], flat, nodes, len(flat) < active)
         _fill(store, jax.tree.map(lambda x, i=i: x[i], rows))
+        fill_first_layer(model, d, single[i], flat, store)
         graphs.append(assemble(model, d, single[i], ids, text, nodes, flat, store, active, s))
     return graphs
 

@@ -12,7 +12,7 @@ come from the sweep. Where some are, or slots are mostly padding, or what the de
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,22 +23,24 @@ import numpy as np
 
 from tcircuits.attribution.frozen import Frozen
 from tcircuits.attribution.graph import TargetNode
+from tcircuits.attribution.precise import first_layer
 from tcircuits.attribution.row_store import RowStore
 from tcircuits.attribution.rows import cone, rows
 from tcircuits.attribution.select import Selection, chunk_features
 from tcircuits.attribution.targets import Targets, pad_targets
+from tcircuits.compiling import compiled
 from tcircuits.models.config import ModelConfig
 from tcircuits.numerics import bucket
 from tcircuits.parallel import host
 from tcircuits.transcoders.dictionary import Transcoders
 
 # The compiled programs; `planning` compiles the same ones for machines that are not there.
-rows_program = jax.jit(rows, static_argnames=("cfg", "per_layer", "n_pos", "precision"))
-cone_program = jax.jit(cone, static_argnames=("cfg", "n_pos", "precision"))
-chunk_program = jax.jit(chunk_features, static_argnames=("cfg", "size", "n_chunks"))
+rows_program = compiled(rows, static_argnames=("cfg", "per_layer", "n_pos", "precision"))
+cone_program = compiled(cone, static_argnames=("cfg", "n_pos", "precision"))
+chunk_program = compiled(chunk_features, static_argnames=("cfg", "size", "n_chunks"))
 
-padded = jax.jit(pad_targets, static_argnames=("size",))
-one_chunk = jax.jit(lambda targets, q: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, q, 1), targets))
+padded = compiled(pad_targets, static_argnames=("size",))
+one_chunk = compiled(lambda targets, q: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, q, 1), targets))
 
 MOST_PADDING = 3  # slots for each that is active, up to which copying all of them beats picking columns
 MOST_THREADS, AHEAD, WIDTHS = 8, 3, 4
@@ -78,6 +80,16 @@ def store_for(cfg: ModelConfig, frozen: Frozen, flat: np.ndarray, nodes: list[Ta
     live = (host(frozen.error) != 0).any(-1)
     direct, reach = (layer == L) | cfg.parallel, pos if cfg.causal else np.full_like(pos, T - 1)
     return RowStore(layer, pos, reach, len(flat), live, direct, np.dtype(frozen.value.dtype), leaves)
+
+
+def fill_first_layer(model: Any, d: Transcoders, frozen: Frozen, flat: np.ndarray, store: RowStore) -> None:
+    """Rows of the features of layer 0, of those at `flat` places, where `precise` makes them."""
+    if store.dtype != np.float32:
+        return
+    (_, T, C), at = frozen.index.shape, flat[: int(store.counts[0].sum())]
+    pos, slot = at // C % T, at % C
+    number, factor = (host(x)[0, pos, slot] for x in (frozen.index, frozen.factor))
+    store.put_first_layer(*first_layer(model, d, frozen, pos, number, factor))
 
 
 def worth_copying(slots: int, n: int) -> bool:
@@ -157,10 +169,12 @@ def sweep_rows(
         else:
             store.put_rows(jax.tree.map(lambda x: x[0], found), job.rows, job.lanes)
 
+    fill = partial(fill_first_layer, model, d, frozen, host(chosen.flat)[: store.n], store)
     if alone_on_a_cpu(frozen):
-        _in_threads(jobs, lambda job: collect(job, launch(job)), progress)
+        _in_threads(jobs, lambda job: collect(job, launch(job)), fill, progress)
     else:
         _in_order(jobs, launch, collect, progress)
+        fill()
 
 
 @contextmanager
@@ -199,23 +213,30 @@ def threads() -> int:
     return min(MOST_THREADS, (os.cpu_count() or 1) + 1)
 
 
-def _in_threads(jobs: list[Job], work: Callable[[Job], None], progress: Any) -> None:
-    """Chunks side by side; the first of each width goes ahead, since compiling at once only takes more memory."""
+def _in_threads(jobs: list[Job], work: Callable[[Job], None], beside: Callable[[], None], progress: Any) -> None:
+    """Chunks side by side, and `beside` them what does not depend on them.
+
+    Each width has a program, which its first chunk compiles; the others of the width come after it.
+    """
     settings: Any = jax.config
     x64, device = settings.jax_enable_x64, settings.jax_default_device
 
-    def one(job: Job) -> None:
+    def alike(f: Callable[..., None], *args: Any) -> None:
         with jax.enable_x64(x64), jax.default_device(device):  # what the caller set holds for its own thread alone
-            work(job)
+            f(*args)
 
-    ahead = list({job.n_pos: job for job in jobs}.values())
-    first = {id(job) for job in ahead}
+    widths: dict[int, list[Job]] = {}
+    for job in jobs:
+        widths.setdefault(job.n_pos, []).append(job)
+    count = 0
     with _pool(threads()) as pool:
-
-        def each() -> Iterator[None]:
-            yield from map(work, ahead)
-            yield from pool.map(one, [job for job in jobs if id(job) not in first])
-
-        for count, _ in enumerate(each(), 1):
-            if progress:
-                progress(count, len(jobs))
+        after = {pool.submit(alike, work, first): rest for first, *rest in widths.values()}
+        other = pool.submit(alike, beside)
+        while after:
+            for done in wait(after, return_when=FIRST_COMPLETED).done:
+                done.result()
+                after |= {pool.submit(alike, work, job): [] for job in after.pop(done)}
+                count += 1
+                if progress:
+                    progress(count, len(jobs))
+        other.result()

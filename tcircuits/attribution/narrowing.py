@@ -16,6 +16,7 @@ import numpy as np
 from tcircuits.attribution.frozen import read_by
 from tcircuits.attribution.graph import Graph
 from tcircuits.attribution.timing import Timings
+from tcircuits.compiling import compiled
 from tcircuits.parallel import host
 from tcircuits.transcoders.dictionary import Transcoders
 from tcircuits.transcoders.lazy import LazyTranscoders, Narrow, decoders, narrow
@@ -23,7 +24,7 @@ from tcircuits.transcoders.streaming import Progress
 from tcircuits.types import Array
 
 
-@partial(jax.jit, static_argnames=("cfg", "dictionaries"))
+@partial(compiled, static_argnames=("cfg", "dictionaries"))
 def _inputs(cfg: Any, params: Any, dictionaries: Any, tokens: Array) -> Array:
     with jax.default_matmul_precision("highest"):
         return read_by(cfg, params, dictionaries, tokens)

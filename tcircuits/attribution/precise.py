@@ -18,6 +18,7 @@ import numpy as np
 from tcircuits.attribution.frozen import Frozen
 from tcircuits.attribution.linear import block_up, norm_down, norm_up
 from tcircuits.attribution.targets import covectors, encoder_rows
+from tcircuits.compiling import compiled
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.forward import Hold
 from tcircuits.models.params import Block, Params
@@ -27,14 +28,14 @@ from tcircuits.types import Array, Float
 
 CHUNK = 128
 
-_encoder_rows = jax.jit(encoder_rows)
+_encoder_rows = compiled(encoder_rows)
 
 
 def _double(tree: Any) -> Any:
     return jax.tree.map(lambda x: host(x, np.float64), tree)
 
 
-@jax.jit
+@compiled
 def _first_of(params: Params, hold: Hold, tokens: Array) -> Any:
     """Values and outputs of block 0 and its norms, what is held there, and the embeddings of tokens and positions."""
     attn = params.blocks.attn
@@ -59,7 +60,7 @@ def _through_heads(
     return (jnp.einsum("NGRK,TGK->NGRT", read, values) * pattern).sum((1, 2))
 
 
-@partial(jax.jit, static_argnames=("cfg",))
+@partial(compiled, static_argnames=("cfg",))
 def _rows(cfg: ModelConfig, block: Block, held: dict[str, Any], stream: dict[str, Array], f: dict[str, Array]) -> Any:
     """Token edges [N, T], biases and values [N] of layer-0 features."""
     pos, T = f["pos"], stream["tokens"].shape[0]

@@ -36,6 +36,7 @@ from tcircuits.attribution.paths.graph import PathGraph, assemble
 from tcircuits.attribution.paths.progress import begin, tables
 from tcircuits.attribution.paths.search import Root, root_from, search
 from tcircuits.attribution.timing import Timings
+from tcircuits.compiling import compiled
 from tcircuits.numerics import bucket
 from tcircuits.parallel import host
 from tcircuits.transcoders.dictionary import Transcoders
@@ -46,7 +47,7 @@ SLOTS = 128  # active features at a position that are expected; where there are 
 ARRAYS_A_CANDIDATE = 8  # of 4 or 8 bytes, that a level holds of each of its paths' continuations
 
 
-@partial(jax.jit, static_argnames=("cfg", "n_slots", "depth"))
+@partial(compiled, static_argnames=("cfg", "n_slots", "depth"))
 def _freeze(cfg: Any, params: Any, d: Transcoders, ids: Any, n_slots: int | None, depth: int | None) -> Frozen:
     """A frozen prompt without what paths do not read (it is not computed either): constant streams, layers above.
 
@@ -59,8 +60,8 @@ def _freeze(cfg: Any, params: Any, d: Transcoders, ids: Any, n_slots: int | None
     return replace(f, constant=f.constant[:, :0], origin=f.origin[:, :0], logits=said)
 
 
-_root_from = jax.jit(root_from, static_argnums=0)
-_search = jax.jit(search, static_argnames=("cfg", "iterations", "branches", "cap", "positive"))
+_root_from = compiled(root_from, static_argnums=0)
+_search = compiled(search, static_argnames=("cfg", "iterations", "branches", "cap", "positive"))
 
 
 def find_paths(
@@ -215,8 +216,8 @@ def _names(frozen: Frozen, some: Narrow | None) -> Any:
     return names
 
 
-_tables = jax.jit(tables, static_argnames=("n_heads",))
-_begin = jax.jit(begin)
+_tables = compiled(tables, static_argnames=("n_heads",))
+_begin = compiled(begin)
 
 
 def check_matches(
