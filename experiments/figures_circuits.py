@@ -6,24 +6,26 @@ from experiments.reading import Row, read
 def circuit_rows() -> list[Row]:
     """Circuits of the embedded model, and how fast they run."""
     rows: list[Row] = []
-    for c in read("circuit_baselines")["figures"]["cases"]:
+    cases = [("tiny", c) for c in read("circuit_baselines")["figures"]["cases"]]
+    for model, c in [*cases, *(("smollm2-135m", c) for c in read("circuit_baselines_smollm2")["figures"]["cases"])]:
         first, nulls = c["rows"][0], c["nulls"]
         if first["units"] == "head,mlp":
             continue
         by = {r["method"]: r for r in c["rows"]}
         f = first["faithfulness"]
-        what = f"`tiny`, {first['task'].replace('_', '-')}: {first['kept']} of {first['of']:,} "
+        what = f"`{model}`, {first['task'].replace('_', '-')}: {first['kept']} of {first['of']:,} "
         what += "edges" if first["units"] == "edge" else "heads and neurons"
         text = f"faithfulness {f['value']:.2f} [{f['low']:.2f}, {f['high']:.2f}], phi {first['phi']['value']:.2f}; "
         text += f"nothing: phi {nulls['nothing_phi']:.2f}; 95th percentile of random: "
-        text += f"{nulls['random_faithfulness_95']:.2f}, {nulls['random_phi_95']:.2f}; CMD "
+        text += f"{nulls['random_faithfulness_95']:.2f}, {nulls['random_phi_95']:.2f}; "
+        text += f"overlap over resampled prompts {first['jaccard']['mean']:.2f}; CMD "
         text += ", ".join(f"{m} {r['CMD']:.3f}" for m, r in by.items() if m != "random")
-        rows.append((what, text, "experiments.circuit_baselines"))
+        rows.append((what, text, f"experiments.circuit_baselines{'' if model == 'tiny' else ' --suite smollm2'}"))
     for b in read("bench_circuits")["figures"]["rows"]:
         what = f"circuits on prompts of `tiny` a second, {b['n']:,} units ({b['units']})"
         text = f"{b['together']:,.0f} together, {b['single']:,.0f} one at a time: {b['ratio']:.0f}x"
         rows.append((what, text, "experiments.bench.circuits"))
-    return [*rows, *rival_rows(), *edge_rows(), *patched_rows(), *addition_rows()]
+    return [*rows, *rival_rows(), *edge_rows(), *patched_rows(), *addition_rows(), *known_rows(), *error_rows()]
 
 
 def edge_rows() -> list[Row]:
@@ -71,14 +73,37 @@ def addition_rows() -> list[Row]:
     steps = ", ".join(f"{m['training']['generalised']:,}" for m in models.values())
     what = f"addition modulo 113, {len(models)} seeds: steps until 99 % right on what was held out"
     rows: list[Row] = [(what, steps, "experiments.algorithmic")]
-    for c in read("circuit_baselines_mod113")["figures"]["cases"]:
-        first, nulls = c["rows"][0], c["nulls"]
-        if first["units"] == "edge" or first["errors"] != "keep":
+    for m in read("circuit_baselines_mod113")["figures"]["over_models"]:
+        if m["method"] != "ig" or m["units"] == "edge" or m["errors"] != "keep":
             continue
-        of = "transcoder features" if first["transcoders"] == "own" else "neurons"
-        what = f"`{first['model']}`: {first['kept']} of {first['of']} heads and {of}"
-        phi = first["phi"]
-        text = f"phi {phi['value']:.2f} [{phi['low']:.2f}, {phi['high']:.2f}]; nothing: {nulls['nothing_phi']:.2f}; "
-        text += f"95th percentile of random: {nulls['random_phi_95']:.2f}"
+        of = "transcoder features" if m["transcoders"] == "own" else "neurons"
+        what = f"the same {m['models']} models: {m['kept']:.0f} of {m['of']:.0f} heads and {of}, mean over models"
+        phi = m["phi"]
+        text = f"phi {phi['value']:.2f} [{phi['low']:.2f}, {phi['high']:.2f}]; nothing: {m['nothing_phi']:.2f}; "
+        text += f"95th percentile of random: {m['random_phi_95']:.2f}"
         rows.append((what, text, "experiments.circuit_baselines --suite mod113"))
     return rows
+
+
+def known_rows() -> list[Row]:
+    """Circuits that are known, in networks trained to have them."""
+    f = read("siit")["figures"]
+    what = (
+        f"area under the ROC curve of edges of known circuits, median of {len(f['rows'])} networks with trained weights"
+    )
+    text = ", ".join(f"{name} {value:.3f}" for name, value in f["median_auroc"].items())
+    return [(what, text, "experiments.siit")]
+
+
+def error_rows() -> list[Row]:
+    """Whether circuits make the model's mistakes."""
+    rows, found = read("model_errors")["figures"]["rows"], []
+    for units in ("edge", "head,feature"):
+        by = {r["method"]: r for r in rows if r["units"] == units and (r.get("chosen") or not r["kept"])}
+        kept = by["ig"]
+        of = "edges" if units == "edge" else "heads and neurons"
+        what = f"`tiny`, induction: {kept['kept']} of {kept['of']:,} {of}: "
+        what += f"the model's own choice where it is right, and where it is wrong ({kept['a_err']['n']} prompts)"
+        parts = (f"{m} {r['a_ok']['share']['value']:.2f}, {r['a_err']['share']['value']:.2f}" for m, r in by.items())
+        found.append((what, "; ".join(parts), "experiments.model_errors"))
+    return found

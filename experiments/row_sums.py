@@ -25,9 +25,10 @@ import numpy as np
 import tcircuits as tc
 from experiments.common import fresh, save, show
 from experiments.toys import FAMILIES, KINDS, random_dictionary, random_model
-from tcircuits.attribution.attribute import Settings, freeze_prompt
+from tcircuits.attribution.attribute import freeze_prompt
 from tcircuits.attribution.linear import token_vectors
 from tcircuits.attribution.rows import Sweep
+from tcircuits.attribution.settings import Settings
 from tcircuits.attribution.targets import feature_vectors
 
 BOUND = {"float32": 1e-6, "float64": 1e-13}

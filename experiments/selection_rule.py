@@ -29,10 +29,12 @@ import numpy as np
 
 import tcircuits as tc
 from experiments.common import save, show, timed
-from tcircuits.attribution.attribute import Settings, freeze_prompt, resolve
+from tcircuits.attribution.attribute import freeze_prompt
+from tcircuits.attribution.outputs import resolve
 from tcircuits.attribution.prune import scores as host_scores
 from tcircuits.attribution.prune import series
 from tcircuits.attribution.rows import Sweep, accumulator, effects, source_reads
+from tcircuits.attribution.settings import Settings
 from tcircuits.attribution.sketch import influence_sketch
 
 PROMPTS = (

@@ -35,7 +35,8 @@ import numpy as np
 import tcircuits as tc
 from experiments.bench.attribution_cases import CASES, GEMMA, build, exchange, least_flops
 from experiments.common import commit, fresh, hardware, matmul_peak, peak_rss_gb, result_path, run, save, show, timed
-from tcircuits.attribution.attribute import Settings, freeze_prompt
+from tcircuits.attribution.attribute import freeze_prompt
+from tcircuits.attribution.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ import tcircuits as tc
 from experiments.bench.attribution_cases import least_flops
 from experiments.common import matmul_peak, save, say, show, timed
 from experiments.toys import random_dictionary, random_model
-from tcircuits.attribution.attribute import Settings, freeze_prompt
+from tcircuits.attribution.attribute import freeze_prompt
+from tcircuits.attribution.settings import Settings
 
 BASE = {"rows": 2000, "tokens": 32, "layers": 8, "width": 256, "active": 20}
 SWEEPS: dict[str, tuple[int, ...]] = {

@@ -18,7 +18,8 @@ import numpy as np
 import tcircuits as tc
 from experiments.common import fresh, peak_rss_gb, save, say, show
 from experiments.toys import random_dictionary, random_model
-from tcircuits.attribution.attribute import Settings, freeze_prompt
+from tcircuits.attribution.attribute import freeze_prompt
+from tcircuits.attribution.settings import Settings
 
 CASES: dict[str, dict[str, Any]] = {
     "llama": {

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 import tcircuits as tc
-from tcircuits.attribution.attribute import Settings, freeze_prompt
+from tcircuits.attribution.attribute import freeze_prompt
+from tcircuits.attribution.settings import Settings
 from tcircuits.view.case import Case, Cell, Passage, Step
 
 SHOWN = 48  # tokens of a prompt, its end

@@ -1,10 +1,21 @@
-"""Whether features, heads and layers that a person names exist: one clear message each, before anything is computed."""
+"""Whether a prompt can be traced, a dictionary fits, and what a person names exists: one clear message each.
+
+All but the last before anything is computed.
+"""
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+
+from tcircuits.attribution.frozen import Frozen
 from tcircuits.models.config import ModelConfig
+from tcircuits.models.forward import check_length
+from tcircuits.parallel import host
 from tcircuits.transcoders.config import TranscoderConfig
+from tcircuits.transcoders.dictionary import Transcoders
+from tcircuits.transcoders.lazy import LazyTranscoders
 from tcircuits.types import InputError
 
 
@@ -62,3 +73,44 @@ def parse_pair(text: str, what: str) -> tuple[int, int]:
     if found is None:
         raise InputError(f"{what} {text!r}: write LAYER/{'HEAD' if 'head' in what else 'INDEX'}, for example 2/7")
     return int(found[1]), int(found[2])
+
+
+def check_prompt(model: Any, prompt: Any) -> tuple[np.ndarray, str]:
+    """Token ids and text of a prompt given as text or ids.
+
+    Raises:
+        InputError: no tokens, ids outside the vocabulary, more than the context, or text for a model without tokenizer.
+    """
+    ids = np.asarray(model.encode(prompt) if isinstance(prompt, str) else prompt, np.int64)
+    if ids.ndim != 1:
+        raise InputError(f"the prompt has shape {ids.shape}; give one prompt (attribute_batch takes several)")
+    check_length(model.cfg, len(ids))
+    if ids.min() < 0 or ids.max() >= model.cfg.d_vocab:
+        raise InputError(f"token ids {ids.min()}..{ids.max()} leave the vocabulary 0..{model.cfg.d_vocab - 1}")
+    return ids.astype(np.int32), prompt if isinstance(prompt, str) else model.decode(ids)
+
+
+def check_match(model: Any, d: Transcoders | LazyTranscoders) -> None:
+    """Raise where a dictionary was made for a model of other sizes."""
+    cfg, c = model.cfg, d.cfg
+    if c.kind == "sae":
+        raise InputError(
+            f"{d.source!r} are SAEs on {c.reads}: they stand for no computation to attribute through; give transcoders"
+        )
+    wrong = []
+    if c.d_model != cfg.d_model:
+        wrong.append(f"its width is {c.d_model}, the model's d_model {cfg.d_model}")
+    if c.n_layers != cfg.n_layers:
+        wrong.append(f"it is for {c.n_layers} layers, the model has {cfg.n_layers}")
+    if c.kind == "neurons" and c.d_feature != cfg.d_mlp:
+        wrong.append(f"it has {c.d_feature} neurons, the model's d_mlp is {cfg.d_mlp}")
+    if wrong:
+        raise InputError(f"transcoders {d.source!r} do not fit the model {model.name!r}: " + "; ".join(wrong))
+
+
+def check_finite(model: Any, frozen: Frozen) -> None:
+    """Raise for a model that cannot compute the prompt."""
+    if not np.isfinite(host(frozen.logits)).all():
+        raise InputError(
+            f"the model {model.name!r} gives logits that are not finite on this prompt: its weights are damaged"
+        )

@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tcircuits.attribution.attribute import check_match, count_active
-from tcircuits.attribution.checks import check_feature
+from tcircuits.attribution.attribute import count_active
+from tcircuits.attribution.checks import check_feature, check_match
 from tcircuits.attribution.direct_sums import direct_sums, target_slots
 from tcircuits.attribution.frozen import default_slots, freeze
 from tcircuits.models.forward import Hold

@@ -12,22 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from tcircuits.attribution import specify
-from tcircuits.attribution.attribute import (
-    Settings,
-    check_match,
-    check_prompt,
-    freeze_prompt,
-    origin_rule,
-    resolve,
-    slot_of,
-)
+from tcircuits.attribution.attribute import freeze_prompt, origin_rule
+from tcircuits.attribution.checks import check_match, check_prompt
 from tcircuits.attribution.frozen import Frozen
 from tcircuits.attribution.graph import Graph
 from tcircuits.attribution.heads import HeadLoadings, error_source, feature_source, head_loadings, token_source
 from tcircuits.attribution.narrowing import narrowed
 from tcircuits.attribution.node_ids import Node, check_edge, check_node, parse_node, stored_edge, target_spec
+from tcircuits.attribution.outputs import resolve, slot_of
 from tcircuits.attribution.rows import rows
 from tcircuits.attribution.select import Selection
+from tcircuits.attribution.settings import Settings
 from tcircuits.attribution.targets import Targets
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.params import Params

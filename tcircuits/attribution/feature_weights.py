@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tcircuits.attribution.attribute import check_match
-from tcircuits.attribution.checks import check_feature, check_heads
+from tcircuits.attribution.checks import check_feature, check_heads, check_match
 from tcircuits.attribution.forward_weights import feature_reads, stream_logits, written_streams
 from tcircuits.attribution.lazy_weights import all_weights
 from tcircuits.attribution.weights import (

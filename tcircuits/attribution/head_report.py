@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tcircuits.attribution import specify
-from tcircuits.attribution.attribute import check_match, check_prompt
-from tcircuits.attribution.checks import check_head
+from tcircuits.attribution.checks import check_head, check_match, check_prompt
 from tcircuits.attribution.corpus import slots_for
 from tcircuits.attribution.frozen import Frozen, freeze
 from tcircuits.attribution.narrowing import narrowed

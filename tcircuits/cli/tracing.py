@@ -91,7 +91,7 @@ class Intervene:
 
 def check_trace(cfg: Trace) -> None:
     """Raise for options outside what is allowed, and where the files of a trace could not be written."""
-    from tcircuits.attribution.attribute import check_precision
+    from tcircuits.attribution.settings import check_precision
     from tcircuits.attribution.viewer_json import check_slug
 
     check_slug(cfg.slug)
@@ -130,7 +130,7 @@ def trace(cfg: Trace) -> None:
     common.start_jax()
     import tcircuits as tc
     from tcircuits.attribution import specify
-    from tcircuits.attribution.attribute import check_prompt
+    from tcircuits.attribution.checks import check_prompt
     from tcircuits.attribution.promote import promoted
     from tcircuits.attribution.summary import summary
     from tcircuits.parallel import is_lead

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tcircuits.attribution.attribute import check_match, check_prompt
+from tcircuits.attribution.checks import check_match, check_prompt
 from tcircuits.interventions.features import Clean, FeatureEdit, Run, clean_run, edited_run
 from tcircuits.models.edits import Edit, check_edits, edit, outside
 from tcircuits.numerics import wide

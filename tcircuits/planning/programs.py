@@ -15,15 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tcircuits.attribution.attribute import (
-    SCORE_PROGRAMS,
-    count_active,
-    freeze_program,
-    output_chunk,
-    select_program,
-    vectors_program,
-)
+from tcircuits.attribution.attribute import SCORE_PROGRAMS, count_active, freeze_program, select_program
 from tcircuits.attribution.expansion import AHEAD, chunk_program, cone_program, rows_program, threads, worth_copying
+from tcircuits.attribution.outputs import output_chunk, vectors_program
 from tcircuits.attribution.select import Selection
 from tcircuits.models import params as parameters
 from tcircuits.numerics import bucket
