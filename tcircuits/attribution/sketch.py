@@ -33,6 +33,7 @@ from tcircuits.transcoders.dictionary import Transcoders, pair
 from tcircuits.types import Array, Float
 
 SEED = 20241122
+FLOOR = 0.02
 TOKENS, ERRORS, FEATURES, TARGETS, AGAIN = range(5)  # streams of random numbers
 
 
@@ -42,8 +43,14 @@ def cauchy(key: Array, stream: int, index: Any, shape: tuple[int, ...], dtype: A
 
 
 def scale(x: Float[Array, "R *X"]) -> Float[Array, "*X"]:
-    """Scale of Cauchy samples along the first axis: the geometric mean of their absolute values; 0 where all are 0."""
-    return jnp.exp(jnp.log(jnp.abs(x)).mean(0))
+    """Scale of Cauchy samples along the first axis: the geometric mean of their absolute values; 0 where all are 0.
+
+    A logarithm makes much of the rounding of a sample near 0, which one of thousands of nodes always has; so samples
+    count as `FLOOR` of the scale at least, and what that adds on average, 2 / pi of it, is taken off again.
+    """
+    size = jnp.abs(x)
+    rough = jnp.exp(jnp.log(size).mean(0))
+    return jnp.exp(jnp.log(jnp.maximum(size, FLOOR * rough)).mean(0) - 2 / jnp.pi * FLOOR)
 
 
 def _feature_output(sweep: Sweep, key: Array, i: Any, m: Any, R: int) -> Float[Array, "R T D"]:
