@@ -1,4 +1,4 @@
-"""Three choices of HAGD's that its authors vary or state: branching, the normal signal, attention heads.
+"""Choices of HAGD's that its authors vary or state: branching, the normal signal, heads, and tests by ablation alone.
 
     python -m experiments.hagd_variants
 
@@ -14,6 +14,9 @@ alike, the signal answers and not the circuit.
 `heads`: circuits of features alone, heads not being units: on every prompt they compute as ever. What that hides stands
 beside it: random circuits of equal profile and no circuit at all, under the same rule (`heads free`), and the same
 features where all heads are ablated (`heads ablated`), and circuits in which heads compete (`heads as units`).
+
+`moved`: a test that ablates nothing. A circuit's features, and no heads, take their values on another prompt; how often
+does the model then answer as on that prompt, and how often do random features of the same layers make it do so?
 """
 
 import time
@@ -47,6 +50,8 @@ class Config:
     """Of a tree."""
     shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
     """Of the normal signal outside the circuit."""
+    moved: tuple[float, ...] = (0.02, 0.05, 0.2)
+    """Of all features, that take their values on another prompt."""
     budget: int = 250
     """Circuits on all prompts of the attribution split, for each tree."""
     random: int = 100
@@ -107,8 +112,8 @@ def heads(cfg: Config, case: circuits.Case) -> list[dict[str, Any]]:
     how: Any = {"dictionary": d, "ablation": "resample", "errors": "keep"}
     alone = score(case.model, case.behaviour, features, "ig", points=POINTS, seed=cfg.seed, **how).values
     kept = metrics.nested(alone, np.array([size]), signed=True)
-    n_heads = case.units.n - features.n  # units of kinds as they were asked for: heads first
-    wide = np.concatenate([np.zeros((1, n_heads), bool), kept], 1)
+    wide = np.zeros((1, case.units.n), bool)
+    wide[:, case.units.starts["feature"] :][:, : features.n] = kept
     competing = metrics.nested(case.scores, case.sizes, signed=True)[:1]
     rows = []
     for rule, mask, units in (
@@ -124,8 +129,24 @@ def heads(cfg: Config, case: circuits.Case) -> list[dict[str, Any]]:
         about = {"task": case.behaviour.name, "rule": rule, "units": int(mask.sum()), "of": units.n}
         about |= figures(runs, 0) | {"random_faithfulness_95": float(np.quantile(f[1:-1], 0.95))}
         about |= {"random_phi_95": float(np.quantile(phi[1:-1], 0.95)), "nothing_phi": float(phi[-1])}
-        # how much of the whole metric is at stake: what all units of this rule are worth, of the model's own metric
+        # what all units of this rule are worth, as a share of the model's own metric
         rows.append(about | {"at_stake": float((full.metric.mean() - found.metric[-1].mean()) / full.metric.mean())})
+    return rows
+
+
+def moved(cfg: Config, case: circuits.Case) -> list[dict[str, Any]]:
+    """Interchange interventions on circuits of features alone, of growing size."""
+    d = case.how["dictionary"]
+    features = tc.units_of(case.model.cfg, ("feature",), d.cfg)
+    how: Any = {"dictionary": d, "ablation": "resample", "errors": "keep"}
+    values = score(case.model, case.behaviour, features, "ig", points=POINTS, seed=cfg.seed, **how).values
+    rows = []
+    for mask in metrics.nested(values, metrics.counts_of(cfg.moved, features.n), signed=True):
+        random: Any = {"random": cfg.random, "seed": cfg.seed}
+        found = tc.interchange(case.model, case.behaviour, features, mask, dictionary=d, **random)
+        about = {"task": case.behaviour.name, "units": int(mask.sum()), "of": features.n, "prompts": found.prompts}
+        follows = {"follows": asdict(found.accuracy), "keeps": found.kept, "p": found.p}
+        rows.append(about | follows | {"random_95": float(np.quantile(found.random, 0.95))})
     return rows
 
 
@@ -136,10 +157,11 @@ def main(cfg: Config) -> None:
     own = circuits.Config(
         cfg.model, cfg.transcoders, shares=(cfg.share,), budget=cfg.budget, random=cfg.random, seed=cfg.seed
     )
-    found: dict[str, list[dict[str, Any]]] = {"branching": [], "blend": [], "heads": []}
+    parts = {"branching": branching, "blend": blend, "heads": heads, "moved": moved}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in parts}
     for task in cfg.tasks:
         case, _ = circuits.started(own, model, d, task)
-        for name, part in (("branching", branching), ("blend", blend), ("heads", heads)):
+        for name, part in parts.items():
             rows = part(cfg, case)
             found[name] += rows
             show(f"{task}: {name}", [_line(r) for r in rows])
@@ -148,7 +170,7 @@ def main(cfg: Config) -> None:
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:
     plain = {key: value for key, value in row.items() if not isinstance(value, dict)}
-    return plain | {name: row[name]["value"] for name in ("faithfulness", "phi")}
+    return plain | {name: row[name]["value"] for name in ("faithfulness", "phi", "follows") if name in row}
 
 
 if __name__ == "__main__":
