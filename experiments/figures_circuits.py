@@ -9,12 +9,12 @@ def circuit_rows() -> list[Row]:
     cases = [("tiny", c) for c in read("circuit_baselines")["figures"]["cases"]]
     for model, c in [*cases, *(("smollm2-135m", c) for c in read("circuit_baselines_smollm2")["figures"]["cases"])]:
         first, nulls = c["rows"][0], c["nulls"]
-        if first["units"] == "head,mlp":
+        if model == "tiny" and first["units"] == "head,mlp":
             continue
         by = {r["method"]: r for r in c["rows"]}
         f = first["faithfulness"]
         what = f"`{model}`, {first['task'].replace('_', '-')}: {first['kept']} of {first['of']:,} "
-        what += "edges" if first["units"] == "edge" else "heads and neurons"
+        what += {"edge": "edges", "head,mlp": "heads and MLPs"}.get(first["units"], "heads and neurons")
         text = f"faithfulness {f['value']:.2f} [{f['low']:.2f}, {f['high']:.2f}], phi {first['phi']['value']:.2f}; "
         text += f"nothing: phi {nulls['nothing_phi']:.2f}; 95th percentile of random: "
         text += f"{nulls['random_faithfulness_95']:.2f}, {nulls['random_phi_95']:.2f}; "

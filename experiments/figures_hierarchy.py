@@ -8,7 +8,23 @@ from experiments.reading import Row, read
 def tree_rows() -> list[Row]:
     """All of them."""
     parts = (hierarchy_rows(), coarsening_rows(), network_rows(), search_rows(), ablation_rows(), transfer_rows())
-    return [row for part in (*parts, extracted_rows()) for row in part]
+    return [row for part in (*parts, extracted_rows(), moved_rows()) for row in part]
+
+
+def moved_rows() -> list[Row]:
+    """Whether few features carry a behaviour's answer."""
+    rows: list[Row] = []
+    for r in read("hagd_variants")["figures"]["moved"]:
+        if any(r["task"].replace("_", "-") in what for what, _, _ in rows):
+            continue  # the smallest circuit of each behaviour
+        what = (
+            f"{r['task'].replace('_', '-')} on `tiny`: {r['units']} of {r['of']:,} features at their values on another "
+        )
+        what += "prompt, how often the answer is that prompt's"
+        f = r["follows"]
+        text = f"{f['value']:.2f} [{f['low']:.2f}, {f['high']:.2f}]; random features of the same layers "
+        rows.append((what, text + f"{r['random_95']:.2f} (95th percentile)", "experiments.hagd_variants"))
+    return rows
 
 
 def coarsening_rows() -> list[Row]:
