@@ -19,6 +19,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
+import jax
 import numpy as np
 from scipy.stats import rankdata
 
@@ -36,6 +37,7 @@ from tcircuits.tasks.behaviour import Behaviour
 from tcircuits.types import Bool, Float, InputError
 
 SIGNED = ("exact", "topk", "pruning", "random")
+TOGETHER = 6  # networks before compiled programs are dropped: systems bound how many pieces of code a process may map
 PUBLISHED = {"reverse": 0.2, "frac_prevs": 0.6}  # edge AUROC of ACDC: Conmy et al. 2023, appendix, as quoted
 
 
@@ -193,9 +195,10 @@ def main(cfg: Config) -> None:
     """Measure, print, write after each program."""
     rows, known, start = kept(cfg), read(), time.perf_counter()
     done = {r["program"] for r in rows}
-    for net in together([load(name) for name in names()]):
-        if net.name in done or (cfg.only and net.name not in cfg.only):
-            continue
+    wanted = [n for n in together([load(name) for name in names()]) if not cfg.only or n.name in cfg.only]
+    for i, net in enumerate(n for n in wanted if n.name not in done):
+        if i % TOGETHER == TOGETHER - 1:
+            jax.clear_caches()
         for ablation in ABLATIONS:
             rows += case(cfg, net, cast(Ablation, ablation), known[net.name][ablation])
         mine = [r for r in rows if r["program"] == net.name and r["method"] == "elimination"]
