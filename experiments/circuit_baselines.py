@@ -243,7 +243,7 @@ def main(cfg: Config) -> None:
             for basis in suite.bases:
                 found.append(case(cfg, suite, model, task, basis))
                 many = {"over_models": over_models(found)} if len(suite.models) > 1 else {}
-                save("circuit_baselines", cfg, {"cases": found} | many, variant=cfg.suite.replace("-", "_"))
+                save("circuit_baselines", cfg, {"cases": found} | many, variant=cfg.suite)
                 show(f"{name}, {task}, {basis}", [_line(r) for r in found[-1]["rows"]])
                 show("nulls", [found[-1]["nulls"]])
 

@@ -323,6 +323,12 @@ def test_a_result_says_where_it_comes_from(path):
     assert not [name for name in ("/tmp", "/home", "/root", "/work") if name in text]
 
 
+def test_sums_that_must_balance_do_so_in_every_result():
+    found = {path.name: path.read_text(encoding="utf-8") for path in common.RESULTS.glob("*.json")}
+    assert [name for name, text in found.items() if '"within": false' in text] == []
+    assert sum('"within": true' in text for text in found.values()) >= 4
+
+
 def test_the_readme_shows_the_figures_of_the_result_files():
     from experiments import figures
 

@@ -60,7 +60,7 @@ class Side:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class QKPairs:
-    """A score as pairs of sources, numbered as in `Side.flat` (`source_place` names them).
+    """A score as pairs of sources, numbered as in `Side.flat` (`source_place` names them); several under `vmap`.
 
     Attributes:
         query, key, value: the pairs of largest magnitude, largest first.
@@ -82,12 +82,12 @@ class QKPairs:
     @property
     def total(self) -> Float[Array, ""]:
         """The listed pairs and all others."""
-        return self.value.sum() + self.rest
+        return self.value.sum(-1) + self.rest
 
     @property
     def mass(self) -> Float[Array, ""]:
         """The magnitudes of all pairs."""
-        return jnp.abs(self.value).sum() + self.rest_abs
+        return jnp.abs(self.value).sum(-1) + self.rest_abs
 
 
 def source_place(shape: tuple[int, int, int], number: int) -> tuple[str, int, int, int]:

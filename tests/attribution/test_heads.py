@@ -233,6 +233,14 @@ def test_blocks_of_any_size_keep_the_same_pairs(rows_, columns, n, block):
     np.testing.assert_allclose([rest, mass], [whole.sum() - value.sum(), np.abs(whole).sum() - best.sum()], atol=2e-5)
 
 
+def test_sums_of_several_scores_stay_apart():
+    value, rest, mass = np.array([[3.0, -1.0], [0.5, 0.25]]), np.array([0.5, -2.0]), np.array([1.0, 4.0])
+    places, sides = np.zeros((2, 2), int), np.zeros((2, 5))
+    both = qk.QKPairs(places, places, value, rest, mass, sides, sides, np.zeros(2))
+    np.testing.assert_allclose(both.total, [2.5, -1.25])
+    np.testing.assert_allclose(both.mass, [5.0, 4.75])
+
+
 def test_sources_have_their_places():
     shape = (2, 3, 4)
     assert qk.source_place(shape, 17) == ("feature", 1, 1, 1)
