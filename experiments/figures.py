@@ -271,6 +271,9 @@ def paper_rows() -> list[Row]:
     what = "balance of every node of path graphs (4 families, 4 dictionary kinds), largest gap of what it reads"
     text = f"{b['float64']:.1e} (float64), {b['float32']:.1e} (float32)"
     rows.append((what, text, "experiments.path_balance"))
+    q = {dtype: max(g["gap"], g["layer0"]) for dtype, g in read("qk_attention")["figures"]["largest_gap"].items()}
+    what = "attention scores as sums over all pairs of sources (6 families), largest gap, of the pairs' absolute sum"
+    rows.append((what, f"{q['float64']:.1e} (float64), {q['float32']:.1e} (float32)", "experiments.qk_attention"))
     s, r = f["sides"], f["ratios"]
     what = f"search of {f['n_paths']} paths in a random model of GPT-2 small's shape, 24,576 features a layer"
     text = f"{s['ours']['seconds']:.2f} s; the reference algorithm {s['reference']['seconds']:.1f} s "
