@@ -1,6 +1,6 @@
 """Whether a prompt can be traced, a dictionary fits, and what a person names exists: one clear message each.
 
-All but the last before anything is computed.
+All but `check_finite` before anything is computed.
 """
 
 import re
@@ -13,7 +13,7 @@ from tcircuits.attribution.frozen import Frozen
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.forward import check_length
 from tcircuits.parallel import host
-from tcircuits.transcoders.config import TranscoderConfig
+from tcircuits.transcoders.config import TranscoderConfig, misfits
 from tcircuits.transcoders.dictionary import Transcoders
 from tcircuits.transcoders.lazy import LazyTranscoders
 from tcircuits.types import InputError
@@ -97,14 +97,7 @@ def check_match(model: Any, d: Transcoders | LazyTranscoders) -> None:
         raise InputError(
             f"{d.source!r} are SAEs on {c.reads}: they stand for no computation to attribute through; give transcoders"
         )
-    wrong = []
-    if c.d_model != cfg.d_model:
-        wrong.append(f"its width is {c.d_model}, the model's d_model {cfg.d_model}")
-    if c.n_layers != cfg.n_layers:
-        wrong.append(f"it is for {c.n_layers} layers, the model has {cfg.n_layers}")
-    if c.kind == "neurons" and c.d_feature != cfg.d_mlp:
-        wrong.append(f"it has {c.d_feature} neurons, the model's d_mlp is {cfg.d_mlp}")
-    if wrong:
+    if wrong := misfits(cfg, c):
         raise InputError(f"transcoders {d.source!r} do not fit the model {model.name!r}: " + "; ".join(wrong))
 
 

@@ -5,6 +5,8 @@ from typing import Literal
 
 import jax
 
+from tcircuits.models.config import ModelConfig
+
 Kind = Literal["transcoder", "clt", "sae", "neurons"]
 ActivationName = Literal["relu", "topk", "batchtopk", "jumprelu"]
 Reads = Literal["resid_mid", "normalized", "mlp_in", "mlp_out", "resid_pre", "resid_post"]
@@ -91,3 +93,15 @@ class TranscoderConfig:
     def n_pairs(self) -> int:
         """Number of (source layer, output layer) decoders: L(L+1)/2 for cross-layer transcoders, else one a layer."""
         return len(self.layers) * (len(self.layers) + 1) // 2 if self.kind == "clt" else len(self.layers)
+
+
+def misfits(cfg: ModelConfig, c: TranscoderConfig) -> list[str]:
+    """Where the sizes that a dictionary was made for are not those of a model, in words."""
+    wrong = []
+    if c.d_model != cfg.d_model:
+        wrong.append(f"its width is {c.d_model}, the model's d_model {cfg.d_model}")
+    if c.n_layers != cfg.n_layers:
+        wrong.append(f"it is for {c.n_layers} layers, the model has {cfg.n_layers}")
+    if c.kind == "neurons" and c.d_feature != cfg.d_mlp:
+        wrong.append(f"it has {c.d_feature} neurons, the model's d_mlp is {cfg.d_mlp}")
+    return wrong

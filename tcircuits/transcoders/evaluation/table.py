@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tcircuits.models.model import Model
 from tcircuits.parallel import host
+from tcircuits.transcoders.config import misfits
 from tcircuits.transcoders.dictionary import Transcoders
 from tcircuits.transcoders.evaluation.corpus import Corpus, corpus, mesh_of
 from tcircuits.transcoders.evaluation.intervals import DRAWS
@@ -116,13 +117,7 @@ def check_fit(model: Model, d: Any) -> None:
         wrong.append(f"the model has no {c.reads}: it has no MLPs")
     if c.kind == "sae" and c.reads == "resid_mid" and cfg.parallel:
         wrong.append("the model's blocks are parallel and have no resid_mid: use resid_pre")
-    if c.d_model != cfg.d_model:
-        wrong.append(f"its width is {c.d_model}, the model's d_model {cfg.d_model}")
-    if c.n_layers != cfg.n_layers:
-        wrong.append(f"it is for {c.n_layers} layers, the model has {cfg.n_layers}")
-    if c.kind == "neurons" and c.d_feature != cfg.d_mlp:
-        wrong.append(f"it has {c.d_feature} neurons, the model's d_mlp is {cfg.d_mlp}")
-    if wrong:
+    if wrong := wrong + misfits(cfg, c):
         raise InputError(f"dictionaries {d.source!r} do not fit the model {model.name!r}: " + "; ".join(wrong))
 
 
