@@ -6,7 +6,8 @@
 Addition modulo 113 as in Nanda et al. 2023 (arXiv 2301.05217): one layer, five seeds, and one model of two layers;
 parity of 4 to 10 bits; sorting of five different numbers below 30. Held-out texts are fixed in `tasks.algorithms`. Each
 model is written as a folder (`algorithms.folders` says where); those of the package load by name. Figures are of the
-folders, in float16.
+folders, in float16. The result keeps the figures of models that a call does not name, as long as settings are the
+same; each has the commit that it was measured at.
 
 For addition: key frequencies of the embedding, restricted and excluded loss (`experiments.algorithms.fourier`), at the
 end and along the way, and how many neurons are tuned to one frequency. For all: transcoders trained by the package's
@@ -29,7 +30,7 @@ import numpy as np
 import tcircuits as tc
 from experiments.algorithms import addition, dictionaries, folders, fourier, small
 from experiments.algorithms.training import Problem, Recipe, load, snapshots, train
-from experiments.common import ROOT, plain, save, show
+from experiments.common import ROOT, commit, plain, result_path, save, show
 from tcircuits.models.params import Params
 from tcircuits.tasks.algorithms import MODULUS, trained_sums
 from tcircuits.tasks.gate import capability
@@ -235,7 +236,8 @@ def one(cfg: Config, name: str) -> dict[str, Any]:
     model = tc.load_model(folder)
     behaviour = tc.make_behaviour(model, spec.task)
     gates = {split: asdict(capability(model, behaviour, split)) for split in behaviour.splits}
-    found = {"task": spec.task, "recipe": asdict(spec.recipe), "training": key_points(log), "gate": gates}
+    found = {"git": commit(), "task": spec.task, "recipe": asdict(spec.recipe)}
+    found |= {"training": key_points(log), "gate": gates}
     found |= {"exact_match_held_out": log[-1]["test_accuracy"], "parameters": tc.models.params.count(model.cfg)}
     if spec.task == "addition":
         found["known"] = known(name, model, work)
@@ -244,9 +246,21 @@ def one(cfg: Config, name: str) -> dict[str, Any]:
     return found | {"bytes": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())}
 
 
+def earlier(cfg: Config) -> dict[str, Any]:
+    """Figures of models that this call does not name, from the stored result, if it has the same settings."""
+    path = result_path("algorithmic")
+    if not path.exists():
+        return {}
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    if any(stored["config"][key] != getattr(cfg, key) for key in ("dictionaries", "features", "k", "tokens")):
+        return {}
+    models = stored["figures"]["models"]
+    return {name: {"git": stored["git"]} | f for name, f in models.items() if name not in cfg.names}
+
+
 def main(cfg: Config) -> None:
     """Train, write, measure; the result is written after each model."""
-    found: dict[str, Any] = {}
+    found = earlier(cfg) if cfg.out is None else {}
     for name in cfg.names:
         found[name] = finished(cfg, name)
         if cfg.out is None:
