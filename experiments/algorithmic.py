@@ -54,9 +54,7 @@ def _mod(name: str, **sizes: int) -> Callable[[], Problem]:
 
 SPECS = {
     **{name: Spec("addition", _mod(name), Recipe(seed=i)) for i, name in enumerate(folders.SEEDS)},
-    "mod113-two-layers": Spec(
-        "addition", _mod("mod113-two-layers", n_layers=2, d_mlp=256), kinds=("transcoder", "clt")
-    ),
+    folders.DEEPER: Spec("addition", _mod(folders.DEEPER, n_layers=2, d_mlp=256), kinds=("transcoder", "clt")),
     "parity": Spec("parity", small.parity, Recipe(weight_decay=0.3, after=900)),
     "sorting": Spec("sorting", small.sorting, Recipe(weight_decay=0.1, after=600)),
 }

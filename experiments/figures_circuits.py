@@ -1,5 +1,9 @@
 """Rows about circuits for the table of figures in README.md."""
 
+from statistics import mean
+from typing import Any
+
+from experiments.algorithms.folders import DEEPER, SEEDS
 from experiments.reading import Row, read
 
 
@@ -69,10 +73,11 @@ def patched_rows() -> list[Row]:
 
 def addition_rows() -> list[Row]:
     """Models of addition modulo 113 and circuits of them."""
-    models = {k: m for k, m in read("algorithmic")["figures"]["models"].items() if k.startswith("mod113")}
+    every = read("algorithmic")["figures"]["models"]
+    models = {k: every[k] for k in SEEDS}
     steps = ", ".join(f"{m['training']['generalised']:,}" for m in models.values())
     what = f"addition modulo 113, {len(models)} seeds: steps until 99 % right on what was held out"
-    rows: list[Row] = [(what, steps, "experiments.algorithmic")]
+    rows: list[Row] = [(what, steps, "experiments.algorithmic"), _deeper(every[DEEPER])]
     for m in read("circuit_baselines_mod113")["figures"]["over_models"]:
         if m["method"] != "ig" or m["units"] == "edge" or m["errors"] != "keep":
             continue
@@ -83,6 +88,14 @@ def addition_rows() -> list[Row]:
         text += f"95th percentile of random: {m['random_phi_95']:.2f}"
         rows.append((what, text, "experiments.circuit_baselines --suite mod113"))
     return rows
+
+
+def _deeper(m: dict[str, Any]) -> Row:
+    """The model of two layers, and its dictionaries."""
+    sets = [f"{kind} {d['accuracy_replaced']:.1%} (FVU {mean(d['fvu']):.3f})" for kind, d in m["dictionaries"].items()]
+    accuracy, steps = m["known"]["accuracy"]["held_out"], m["training"]["generalised"]
+    what = "the same with two layers: right on what was held out; with all MLPs replaced"
+    return what, f"{accuracy:.1%} after {steps:,} steps; {', '.join(sets)}", "experiments.algorithmic"
 
 
 def known_rows() -> list[Row]:

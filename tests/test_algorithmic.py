@@ -16,7 +16,7 @@ from tcircuits.tasks import check_capability
 from tcircuits.tasks.algorithms import trained_sums
 from tcircuits.types import InputError
 
-SAVED = (*folders.PACKAGED, *(name for name in folders.SEEDS if name not in folders.PACKAGED))
+SAVED = (*folders.PACKAGED, *(name for name in folders.SEEDS if name not in folders.PACKAGED), folders.DEEPER)
 TASK = {name: spec.task for name, spec in algorithmic.SPECS.items()}
 
 
@@ -190,7 +190,7 @@ def test_saved_models_load_and_pass_the_gate(name):
         tc.make_behaviour(model, "ioi")
 
 
-@pytest.mark.parametrize("name", folders.SEEDS)
+@pytest.mark.parametrize("name", [*folders.SEEDS, folders.DEEPER])
 def test_the_whole_table_is_right_by_the_known_algorithm(name):
     model = tc.load_model(folders.reference(name))
     logits, trained = algorithmic.table(model.cfg, model.params, 113), trained_sums(113)
@@ -204,11 +204,12 @@ def test_the_whole_table_is_right_by_the_known_algorithm(name):
 
 
 @pytest.mark.slow  # a program of evaluation for every size of model
-@pytest.mark.parametrize("name", SAVED)
-def test_with_their_transcoders_models_still_answer(name):
+@pytest.mark.parametrize(("name", "kind"), [*((name, "transcoder") for name in SAVED), (folders.DEEPER, "clt")])
+def test_with_their_transcoders_models_still_answer(name, kind):
     model = tc.load_model(folders.reference(name))
-    d = tc.load_transcoders(folders.own_set(name), model=model)
-    assert (d.cfg.kind, d.cfg.d_feature, d.cfg.n_layers) == ("transcoder", 256, model.cfg.n_layers)
+    source = folders.own_set(name) if kind == "transcoder" else folders.home(name) / algorithmic.FOLDERS[kind]
+    d = tc.load_transcoders(source, model=model)
+    assert (d.cfg.kind, d.cfg.d_feature, d.cfg.n_layers) == (kind, 256, model.cfg.n_layers)
     rows = dictionaries.rows_of(TASK[name], held_out=True)[:512]
     found = dictionaries.worth(model, d, rows, dictionaries.answers_of(TASK[name], rows))
     assert found["accuracy_original"] > 0.97

@@ -20,6 +20,7 @@ from tcircuits.transcoders.presets import usual_set
 PACKAGED = ("mod113-0", "mod113-1", "parity", "sorting")
 MODELS = ROOT / "experiments" / "models"
 SEEDS = tuple(f"mod113-{i}" for i in range(5))
+DEEPER = "mod113-two-layers"
 NEVER = -1e4  # the logit of "=", which is never an answer; those of numbers have a common part of some hundreds
 
 
