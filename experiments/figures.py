@@ -9,6 +9,7 @@ from pathlib import Path
 
 from experiments.figures_circuits import circuit_rows
 from experiments.figures_hierarchy import tree_rows
+from experiments.figures_speed import extraction_rows, speed_rows
 from experiments.reading import Row, read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,35 +113,6 @@ def selection_rows() -> list[Row]:
     found = f"{100 * ours:.1f} % (by effect {100 * effect:.1f} %, in rounds of 256 {100 * rounds:.1f} %)"
     what = "influence that 1,000 selected features carry, of what the best 1,000 do (full expansion, 4-layer model)"
     return [(what, found, "experiments.selection_rule")]
-
-
-def speed_rows() -> list[Row]:
-    """Attribution against circuit-tracer in the same run."""
-    out: list[Row] = []
-    for c in read("bench_attribution")["figures"]["cases"]:
-        if c.get("rival"):
-            ours, rival, times = c["ours"], c["rival"], c["times_faster"]
-            text = (
-                f"{ours['warm']:.2f} s against {rival['best']:.1f} s: {times['warm']:.1f}x ({times['cold']:.1f}x with "
-                f"compiling); with pruning {times['both']:.1f}x; {100 * ours['fraction_of_peak']:.0f} % of the peak of "
-                "matrix products, by the least work that the graph needs"
-            )
-            what = f"attribution of {ours['features']:,} features ({c['case']}), against circuit-tracer 0.5.0"
-            out.append((f"{what} in batches of {rival['best_batch']}", text, "experiments.bench.attribution"))
-    for c in read("bench_attribution_gpu")["figures"]["cases"]:
-        ours = c["ours"]
-        if c["case"] == "Gemma-2-2B":
-            what = (
-                f"attribution on one {ours['hardware']['device']}, float32: random weights in the shape of {c['case']}"
-            )
-            what += f", 64 tokens, {ours['features']:,} of {ours['n_active']:,} features with rows of their own"
-            text = (
-                f"{ours['warm']:.1f} s ({ours['stages']['attribute']:.1f} of them the sweep), "
-                f"{ours['cold']:.0f} s with compiling; pruning {ours['prune']:.2f} s; "
-                f"{100 * ours['fraction_of_peak']:.0f} % of the peak; {ours['peak_device_gb']:.0f} GB"
-            )
-            out.append((what, text, "experiments.bench.attribution --cases Gemma-2-2B"))
-    return out
 
 
 def format_rows() -> list[Row]:
@@ -336,6 +308,7 @@ def table() -> str:
         *study_rows(),
         *circuit_rows(),
         *tree_rows(),
+        *extraction_rows(),
     ]
     lines = ["| what | figure | command |", "|---|---|---|"]
     lines += [f"| {what} | {figure} | `python -m {where}` |" for what, figure, where in rows]

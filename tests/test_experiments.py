@@ -38,6 +38,7 @@ HELPERS = {
         "reading",
         "figures_circuits",
         "figures_hierarchy",
+        "figures_speed",
     ),
     "bench.attribution_cases",
     *("bench.rival_auto_circuit", "bench.rival_circuit_tracer", "bench.rival_paths", "bench.rival_trainers"),

@@ -12,14 +12,14 @@ import pytest
 import tcircuits as tc
 from tcircuits.models.known import KNOWN, known_config
 from tcircuits.models.params import count
-from tcircuits.planning import making, sources, words
+from tcircuits.planning import extraction, making, sources, words
 from tcircuits.planning.counting import cost
 from tcircuits.planning.devices import mesh_of
 from tcircuits.planning.hardware import DEVICES, Topology, larger_first, parse_topology
 from tcircuits.planning.hlo import parse
 from tcircuits.planning.host_memory import COMPILER, pairs
 from tcircuits.planning.programs import abstracted, stages
-from tcircuits.planning.request import Request, check
+from tcircuits.planning.request import Extraction, Request, check
 from tcircuits.planning.result import Line, Plan, refused_bytes
 from tcircuits.planning.sweep import sweeps
 from tcircuits.transcoders.config import TranscoderConfig
@@ -174,6 +174,58 @@ def test_the_sweep_costs_what_its_formula_says(lines):
         wanted += 2 * macs * below
     got = sum(s.cost.flops for name, s in found.items() if name.startswith("rows"))
     assert 0.85 * wanted < got < 1.15 * wanted
+
+
+SIZES = Extraction(prompts=6, batch=3, evaluations=32, circuits=8, nodes=40, steps=5, behaviours=2)
+
+
+@pytest.fixture(scope="module")
+def extracted(lines):
+    _, _, trace = lines
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extraction, "stages", lambda _: iter(trace.values()))  # compiled already
+        found = list(extraction.extraction_stages(abstracted(small(behaviour=SIZES), mesh_of(CPU), 64)))
+    return trace, {stage.name: stage for stage in found}
+
+
+def test_an_extraction_traces_every_prompt_and_runs_every_circuit(extracted):
+    trace, found = extracted
+    for name, stage in trace.items():
+        mine = found[f"graph: {name}"]
+        assert (mine.runs, mine.memory) == (6 * stage.runs, stage.memory)
+        assert mine.cost.flops == 6 * stage.cost.flops
+    others = {name: stage.runs for name, stage in found.items() if not name.startswith("graph: ")}
+    assert others == {"importance": 2, "8 circuits": 2 * 4, "gates, 5 steps": 1, "network, 300 steps": 1}
+
+
+def test_circuits_and_gates_cost_their_forward_passes(extracted):
+    """One pass: 2 T a weight of attention, MLP, dictionary and unembedding, and attention's two products of T by T."""
+    r, (_, found) = small(), extracted
+    m, T, F = r.model, r.tokens, r.dictionary.d_feature
+    D, H, G, K = m.d_model, m.n_heads, m.n_kv_heads, m.d_head
+    per_layer = 2 * D * H * K + 2 * D * G * K + 3 * D * m.d_mlp + 2 * D * F
+    unembed = m.d_vocab * D
+    least, most = (2 * T * m.n_layers * (per_layer + 2 * T * H * K) + 2 * n * unembed for n in (1, T))
+    # Every batch of 3 prompts runs on them and on their counterfactuals, then 8 circuits; 2 batches, 4 calls.
+    passes = 2 * 4 * 3 * (2 + 8)
+    assert passes * least < found["8 circuits"].cost.flops < 1.15 * passes * most
+    # Gates: both prompts once, then 5 steps of 3 prompts, forward and backward (without the weights' gradients: twice).
+    passes = 2 * 6 + 5 * 3 * 2
+    assert passes * least < found["gates, 5 steps"].cost.flops < 1.3 * passes * most
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts": 0}, "prompts=0 must be at least 1"),
+        ({"batch": 7}, "batch=7 is above the 6 prompts"),
+        ({"nodes": 1}, "nodes=1: give 2 to"),
+        ({"nodes": 10**9}, "heads and features"),
+    ],
+)
+def test_extractions_that_are_refused(changes, message):
+    with pytest.raises(tc.InputError, match=message):
+        check(small(behaviour=replace(SIZES, **changes)))
 
 
 def test_chunks_are_those_that_attribute_sweeps():

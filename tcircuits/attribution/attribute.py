@@ -18,7 +18,7 @@ from tcircuits.attribution.checks import check_finite, check_match, check_prompt
 from tcircuits.attribution.expansion import store_for, sweep_rows
 from tcircuits.attribution.frozen import Frozen, default_slots, freeze, read_by
 from tcircuits.attribution.graph import Graph, TargetNode
-from tcircuits.attribution.memory import check_memory
+from tcircuits.attribution.memory import check_memory, lean, streams
 from tcircuits.attribution.narrowing import narrowed, whole_numbers
 from tcircuits.attribution.outputs import resolve
 from tcircuits.attribution.prune import with_influence
@@ -27,7 +27,7 @@ from tcircuits.attribution.row_store import RowStore
 from tcircuits.attribution.rows import effects
 from tcircuits.attribution.select import Selection, select_top
 from tcircuits.attribution.settings import Settings, check_settings
-from tcircuits.attribution.sketch import influence_sketch
+from tcircuits.attribution.sketch import PROBES, influence_sketch
 from tcircuits.attribution.targets import Targets
 from tcircuits.attribution.timing import Timings
 from tcircuits.compiling import compiled
@@ -38,7 +38,7 @@ from tcircuits.transcoders.lazy import LazyTranscoders
 from tcircuits.types import Array
 
 # The compiled programs; `planning` compiles the same ones for machines that are not there.
-freeze_program = compiled(freeze, static_argnames=("cfg", "n_slots"))
+freeze_program = compiled(freeze, static_argnames=("cfg", "n_slots", "lean"))
 SCORE_PROGRAMS = {
     "effect": compiled(effects, static_argnames=("cfg",)),
     "influence": compiled(influence_sketch, static_argnames=("cfg", "n_probes")),
@@ -137,7 +137,8 @@ def freeze_prompt(model: Any, d: Transcoders, ids: np.ndarray, s: Settings) -> F
     origin, slots = origin_rule(model, ids, s), None
     if d.cfg.kind != "neurons" and default_slots(d) > 64:
         slots = min(bucket(int(count_active(model.cfg, model.params, d, ids, origin))), default_slots(d))
-    frozen = freeze_program(model.cfg, model.params, d, ids, n_slots=slots, origin=origin)
+    few = lean(model.cfg.n_layers, model.cfg.n_heads, len(ids))
+    frozen = freeze_program(model.cfg, model.params, d, ids, n_slots=slots, origin=origin, lean=few)
     check_finite(model, frozen)
     return frozen
 
@@ -157,8 +158,10 @@ def _select(
     if n == n_active:
         flat = np.flatnonzero(host(frozen.valid))
     else:
-        rule = SCORE_PROGRAMS[s.selection]
-        score = sum((rule(model.cfg, model.params, d, frozen, t) for t in chunks), jnp.zeros_like(frozen.value))
+        rule = partial(SCORE_PROGRAMS[s.selection], model.cfg, model.params, d, frozen)
+        if s.selection == "influence":
+            rule = partial(rule, n_probes=min(PROBES, streams(T, model.cfg.d_model)))
+        score = sum((rule(t) for t in chunks), jnp.zeros_like(frozen.value))
         flat = host(select_program(score, frozen.valid, n=n).flat)
     flat = flat.astype(np.int32)
     start = np.searchsorted(flat, np.arange(L + 1) * (T * C)).astype(np.int32)

@@ -15,12 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tcircuits.attribution.frozen import Frozen
+from tcircuits.attribution.frozen import Frozen, decoder_rows
 from tcircuits.attribution.linear import layer, norm_down, token_vectors
 from tcircuits.attribution.maps import Maps
+from tcircuits.models.blockwise import Scores, mix_down, pattern_rows
 from tcircuits.models.forward import Hold
 from tcircuits.numerics import wide
-from tcircuits.transcoders.dictionary import pair
 from tcircuits.types import Array, Float
 
 
@@ -46,13 +46,18 @@ class Descent(Maps):
     def at(self, m: Any) -> tuple[Any, Any]:
         """Parameters of layer m, and what is held there at the first n positions."""
         h, n = self.hold, self.n
-        assert h.pattern is not None
-        T, H = h.pattern.shape[-1], h.pattern.shape[1]
-        start = [jnp.asarray(i, jnp.int32) for i in (m, 0, 0, 0)]
-        pattern = h.pattern[m] if n == T else jax.lax.dynamic_slice(h.pattern, start, (1, H, n, n))[0]
         names = ("norm1", "norm1_post", "norm2", "norm2_post")
         scales = {k: None if getattr(h, k) is None else cut(getattr(h, k), m, n) for k in names}
-        return layer(self.params.blocks, m), Hold(pattern=wide(pattern), **scales)
+        return layer(self.params.blocks, m), Hold(pattern=self.pattern(m), **scales)
+
+    def pattern(self, m: Any) -> Any:
+        """Layer m's pattern at the first n positions, or the scores that make it, at all."""
+        whole, n = self.hold.pattern, self.n
+        if isinstance(whole, Scores):
+            return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, m, keepdims=False), whole)
+        T, H = whole.shape[-1], whole.shape[1]
+        start = [jnp.asarray(i, jnp.int32) for i in (m, 0, 0, 0)]
+        return wide(whole[m] if n == T else jax.lax.dynamic_slice(whole, start, (1, H, n, n))[0])
 
     def along(self, scale: Float[Array, " n"]) -> Array:
         """Denominators beside cotangents [n, B, D]."""
@@ -65,8 +70,12 @@ class Descent(Maps):
         (n, B, D), (H, K), G = g.shape, w_o.shape[:2], w_v.shape[1]
         g = norm_down(self.cfg, block.norm1_post, None if h.norm1_post is None else self.along(h.norm1_post), g)
         read = (g.reshape(n * B, D) @ w_o.reshape(H * K, D).T).reshape(n, B, G, H // G, K)
-        read = read.transpose(2, 3, 0, 1, 4).reshape(G, H // G * n, B * K)
-        moved = jnp.einsum("GTS,GTX->GSX", h.pattern.reshape(G, H // G * n, n), read)
+        read = read.transpose(2, 3, 0, 1, 4)
+        if isinstance(h.pattern, Scores):
+            moved = mix_down(self.cfg, h.pattern, read.reshape(G, H // G, n, B * K))
+        else:
+            read = read.reshape(G, H // G * n, B * K)
+            moved = jnp.einsum("GTS,GTX->GSX", h.pattern.reshape(G, H // G * n, n), read)
         moved = moved.reshape(G, n, B, K).transpose(1, 2, 0, 3).reshape(n * B, G * K)
         back = (moved @ w_v.reshape(D, G * K).T).reshape(n, B, D)
         return norm_down(self.cfg, block.norm1, None if h.norm1 is None else self.along(h.norm1), back)
@@ -78,7 +87,7 @@ class Descent(Maps):
         (B, D), (H, K), G, n = vec.shape, w_o.shape[:2], w_v.shape[1], self.n
         vec = norm_down(self.cfg, block.norm1_post, None if h.norm1_post is None else h.norm1_post[pos], vec)
         read = (vec @ w_o.reshape(H * K, D).T).reshape(B, G, H // G, 1, K)
-        rows = h.pattern[:, pos].transpose(1, 0, 2).reshape(B, G, H // G, n, 1)
+        rows = pattern_rows(self.cfg, h.pattern, pos, n).transpose(1, 0, 2).reshape(B, G, H // G, n, 1)
         moved = (rows * read).sum(2).transpose(2, 0, 1, 3).reshape(n * B, G * K)
         back = (moved @ w_v.reshape(D, G * K).T).reshape(n, B, D)
         return norm_down(self.cfg, block.norm1, None if h.norm1 is None else self.along(h.norm1), back)
@@ -101,10 +110,10 @@ class Descent(Maps):
 
     def read(self, i: Any, m: Any, g: Float[Array, "n B D"]) -> Float[Array, "n B C"]:
         """<decoder row of layer i's features to layer m, g>, not yet times the activation."""
-        if self.frozen.decoder is None:
+        if self.d.cfg.kind == "neurons":
             assert self.params.blocks.mlp is not None
             return g @ wide(self.params.blocks.mlp.w_out[m]).T
-        return jnp.einsum("TBD,TCD->TBC", g, cut(self.frozen.decoder, pair(self.d.cfg, i, m), self.n))
+        return jnp.einsum("TBD,TCD->TBC", g, decoder_rows(self.d, self.frozen, i, m, self.n))
 
     def reads(self, m: Any, written: Array, acc: Any) -> tuple[Float[Array, "n B C"], Any]:
         """Attributions of layer m's features, complete once m is read, as no feature writes below its own layer."""

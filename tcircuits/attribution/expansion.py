@@ -23,6 +23,7 @@ import numpy as np
 
 from tcircuits.attribution.frozen import Frozen
 from tcircuits.attribution.graph import TargetNode
+from tcircuits.attribution.memory import streams
 from tcircuits.attribution.precise import first_layer
 from tcircuits.attribution.row_store import RowStore
 from tcircuits.attribution.rows import cone, rows
@@ -58,16 +59,23 @@ class Job:
     value: np.ndarray
     n_pos: int
 
+    @property
+    def lanes_in_all(self) -> int:
+        """Lanes that are swept, padding included."""
+        return self.targets.pos.shape[1]
 
-def default_lanes(platform: str, most: int, n_features: int, L: int, T: int) -> int:
+
+def default_lanes(platform: str, most: int, n_features: int, L: int, T: int, D: int) -> int:
     """How many targets are swept together where the caller does not say, `most` features being in one layer.
 
     Products of many targets are faster, but targets that stand far apart are all swept over the positions of the last.
     A CPU is well fed by few, so there they are those of about three positions of a layer. A layer's chunks are equal.
+    Cotangents of width D at T positions bound them where prompts are long.
     """
     lanes, (low, high) = LANES, CPU_LANES
     if platform == "cpu":
         lanes = min(max(CPU_POSITIONS * n_features // max(L * T, 1), low), high)
+    lanes = min(lanes, streams(T, D))
     step, chunks = 8 if platform == "cpu" else 32, max(1, -(-most // lanes))
     return max(step, -(-most // (chunks * step)) * step)
 
@@ -122,7 +130,7 @@ def jobs_of(
 ) -> list[Job]:
     """Chunks of the targets, and then of the features that the store wants from a sweep."""
     (L, T), per_layer, out, row = store.live.shape, np.diff(host(chosen.start)), [], store.n
-    lanes = lanes or default_lanes(jax.default_backend(), int(per_layer.max()), store.n, L, T)
+    lanes = lanes or default_lanes(jax.default_backend(), int(per_layer.max()), store.n, L, T, model.cfg.d_model)
     for targets in outputs:  # as wide as the features' chunks, so that one program serves both
         valid = np.flatnonzero(host(targets.valid)[0])
         value, wide = host(targets.value)[0, valid], padded(targets, size=max(lanes, targets.pos.shape[1]))
@@ -171,7 +179,9 @@ def sweep_rows(
 
     fill = partial(fill_first_layer, model, d, frozen, host(chosen.flat)[: store.n], store)
     if alone_on_a_cpu(frozen):
-        _in_threads(jobs, lambda job: collect(job, launch(job)), fill, progress)
+        lanes = max(job.lanes_in_all for job in jobs)
+        beside = threads() if lanes <= streams(len(frozen.tokens), model.cfg.d_model) // threads() else 1
+        _in_threads(jobs, lambda job: collect(job, launch(job)), fill, beside, progress)
     else:
         _in_order(jobs, launch, collect, progress)
         fill()
@@ -213,8 +223,10 @@ def threads() -> int:
     return min(MOST_THREADS, (os.cpu_count() or 1) + 1)
 
 
-def _in_threads(jobs: list[Job], work: Callable[[Job], None], beside: Callable[[], None], progress: Any) -> None:
-    """Chunks side by side, and `beside` them what does not depend on them.
+def _in_threads(
+    jobs: list[Job], work: Callable[[Job], None], beside: Callable[[], None], n: int, progress: Any
+) -> None:
+    """Chunks side by side in n threads, and `beside` them what does not depend on them.
 
     Each width has a program, which its first chunk compiles; the others of the width come after it.
     """
@@ -229,7 +241,7 @@ def _in_threads(jobs: list[Job], work: Callable[[Job], None], beside: Callable[[
     for job in jobs:
         widths.setdefault(job.n_pos, []).append(job)
     count = 0
-    with _pool(threads()) as pool:
+    with _pool(n) as pool:
         after = {pool.submit(alike, work, first): rest for first, *rest in widths.values()}
         other = pool.submit(alike, beside)
         while after:

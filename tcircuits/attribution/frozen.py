@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from tcircuits.attribution.linear import block_up, layer, norm_bias, norm_up
+from tcircuits.models.blockwise import Scores, totals
 from tcircuits.models.config import ModelConfig
-from tcircuits.models.forward import Hold, check_length, forward_one, normalised
+from tcircuits.models.forward import Hold, check_length, forward_one, layer_kinds, layer_rope, normalised, rope_tables
 from tcircuits.models.params import Mlp, Params
+from tcircuits.models.rotary import rotate
 from tcircuits.numerics import act, act_slope, centre, norm_scale, wide
 from tcircuits.transcoders.config import TranscoderConfig
 from tcircuits.transcoders.dictionary import Transcoders, encode_once, pair, sparse
@@ -29,12 +31,13 @@ class Frozen:
     """A frozen prompt. Slots that hold no feature have value 0 and `valid` false.
 
     Attributes:
-        hold: patterns [L, H, T, T] and norm denominators [L, T] ([T] for the final norm).
+        hold: patterns [L, H, T, T] (where it is lean, the `Scores` that make them) and norm denominators [L, T] ([T]
+            for the final norm).
         index, value: feature number and activation at each layer, position and slot.
         factor: d activation / d pre-activation with gates frozen: 1, or a neuron's slope or gate.
         values: what heads move: value vectors with their biases.
-        decoder: decoder rows of the features in the slots; None for `neurons`, whose rows are the model's own, and
-            where paths read them from the dictionary itself.
+        decoder: decoder rows of the features in the slots; None for `neurons`, whose rows are the model's own, where
+            it is lean, and where paths read them from the dictionary itself.
         error: what the MLP wrote beyond its features, biases and skip, at the dictionary's site.
         constant: the part of the stream that the MLP of each layer reads, and (last row) that the final norm reads,
             which comes from biases and position embeddings; `origin` the part from the MLPs at position 0 where those
@@ -88,6 +91,23 @@ def default_slots(d: Transcoders) -> int:
     return d.cfg.k if d.cfg.activation == "topk" and d.cfg.k and d.cfg.fill == "error" else d.cfg.d_feature
 
 
+def decoder_rows(d: Transcoders, f: Frozen, i: Any, m: Any, n: int | None = None) -> Float[Array, "n C D"]:
+    """Rows that layer i's features write to layer m with, at the first n positions (None: all): kept, or looked up."""
+    n, number = n or len(f.tokens), pair(d.cfg, i, m)
+    if f.decoder is not None:
+        start = [jnp.asarray(x, jnp.int32) for x in (number, 0, 0, 0)]
+        return jax.lax.dynamic_slice(f.decoder, start, (1, n, *f.decoder.shape[2:]))[0]
+    slots, covered = coverage(d.cfg)
+    index = jax.lax.dynamic_index_in_dim(f.index, i, keepdims=False)[:n]
+    return _rows_of(d, jnp.asarray(slots)[m] if d.cfg.kind == "transcoder" else number, jnp.asarray(covered)[i], index)
+
+
+def _rows_of(d: Transcoders, number: Any, covered: Any, index: Int[Array, "n C"]) -> Float[Array, "n C D"]:
+    """Rows of one decoder matrix; zeros where the layer has no dictionary."""
+    assert d.w_dec is not None
+    return jnp.where(covered, wide(d.w_dec[number, index]), 0.0)
+
+
 def neuron_features(cfg: ModelConfig, p: Mlp, x: Float[Array, "T D"]) -> tuple[Array, Array]:
     """Neuron activations and factors: a = h s(h) with s frozen, or a = act(gate) h with the gate frozen."""
     h = jnp.einsum("TD,DM->TM", x, p.w_in) + (0.0 if p.b_in is None else p.b_in)
@@ -112,7 +132,7 @@ def _held(cfg: ModelConfig, acts: dict[str, Array], params: Params, resid: Array
         post1 = scale(attn_raw if b_o is None else attn_raw + b_o[:, None])
         post2 = None if cfg.attn_only else scale(acts["mlp_raw"])
     norm2 = scale(acts["resid_pre" if cfg.parallel else "resid_mid"]) if not cfg.attn_only else None
-    return Hold(wide(acts["pattern"]), scale(acts["resid_pre"]), post1, norm2, post2, final)
+    return Hold(acts["pattern"], scale(acts["resid_pre"]), post1, norm2, post2, final)
 
 
 def _pad(x: Float[Array, "T M *X"], n_slots: int) -> Float[Array, "T C *X"]:
@@ -133,17 +153,17 @@ def _layer_features(cfg: ModelConfig, d: Transcoders, n_slots: int, inputs: Any)
     factor, n_active = jnp.ones_like(value), (f != 0).sum(-1).astype(jnp.int32)
     rows = None
     if d.cfg.kind == "transcoder":
-        assert d.w_dec is not None
-        rows = jnp.where(covered, wide(d.w_dec[slot, index]), 0.0)
+        rows = _rows_of(d, slot, covered, index)
     if d.cfg.fill == "neurons":
         return _filled(cfg, d, block, reads, post_scale, covered, (index, value, factor, valid, n_active, rows))
     return index, value, factor, valid, n_active, rows
 
 
-def _features_and_sum(cfg: ModelConfig, d: Transcoders, n_slots: int, inputs: Any) -> Any:
+def _features_and_sum(cfg: ModelConfig, d: Transcoders, n_slots: int, drop: bool, inputs: Any) -> Any:
     """Slots of one layer, and what its features write to it; rows that nobody keeps are then those of a layer."""
     found = _layer_features(cfg, d, n_slots, inputs)
-    return found, None if found[-1] is None else jnp.einsum("TCD,TC->TD", found[-1], found[1])
+    total = None if found[-1] is None else jnp.einsum("TCD,TC->TD", found[-1], found[1])
+    return (*found[:-1], None if drop else found[-1]), total
 
 
 def _filled(
@@ -180,12 +200,26 @@ def _cross_layer_rows(d: Transcoders, index: Int[Array, "L T C"]) -> Float[Array
 
 
 def reconstruction(
-    d: Transcoders, decoder: Float[Array, "P T C D"], value: Float[Array, "L T C"]
+    d: Transcoders,
+    decoder: Float[Array, "P T C D"] | None,
+    index: Int[Array, "L T C"],
+    value: Float[Array, "L T C"],
 ) -> Float[Array, "L T D"]:
     """What cross-layer features in the slots write, summed from the very rows that attribution reads."""
     n = value.shape[0]
-    out = [sum(jnp.einsum("TCD,TC->TD", decoder[pair(d.cfg, i, m)], value[i]) for i in range(m + 1)) for m in range(n)]
-    return jnp.stack([jnp.asarray(x) for x in out])
+    if decoder is not None:
+        kept = [[decoder[pair(d.cfg, i, m)] for i in range(m + 1)] for m in range(n)]
+        out = [sum(jnp.einsum("TCD,TC->TD", rows, value[i]) for i, rows in enumerate(some)) for some in kept]
+        return jnp.stack([jnp.asarray(x) for x in out])
+
+    def layer_of(m: Array) -> Float[Array, "T D"]:
+        def add(i: Array, total: Array) -> Array:
+            return total + jnp.einsum("TCD,TC->TD", _rows_of(d, pair(d.cfg, i, m), True, index[i]), value[i])
+
+        assert d.w_dec is not None
+        return jax.lax.fori_loop(0, m + 1, add, jnp.zeros((value.shape[1], d.w_dec.shape[-1]), value.dtype))
+
+    return jax.lax.map(layer_of, jnp.arange(n))
 
 
 def mlp_constant(
@@ -272,6 +306,7 @@ def freeze(
     n_slots: int | None = None,
     origin: bool | Array = False,
     depth: int | None = None,
+    lean: bool = False,
 ) -> Frozen:
     """Run the model on one prompt and keep what attribution needs. Pure; `vmap` it over prompts of one length.
 
@@ -285,6 +320,8 @@ def freeze(
         origin: the MLPs at position 0 are no nodes but one constant (as the public tracer treats the BOS token).
         depth: run only so many layers (static), for what reads no later ones: those have no features, errors or
             patterns, and constants, logits and the final norm mean nothing. None runs all.
+        lean: keep neither patterns nor decoder rows (static), which sweeps then compute and look up where they use
+            them: for long prompts. Rows of attribution and the sketch can; paths, heads and QK need the patterns.
 
     Raises:
         InputError: a prompt that is empty or too long, a model without MLPs, or neurons as fill with too few slots.
@@ -298,7 +335,8 @@ def freeze(
     if dictionary.cfg.fill == "error":
         C = min(C, dictionary.cfg.d_feature)
     with jax.default_matmul_precision("highest"):
-        return _freeze(cfg, params, dictionary, tokens, C, origin, cfg.n_layers if depth is None else depth)
+        how = C, cfg.n_layers if depth is None else depth, lean
+        return _freeze(cfg, params, dictionary, tokens, origin, *how)
 
 
 def _first_layers(f: Any, depth: int, tree: Any) -> Any:
@@ -312,14 +350,16 @@ def _empty_above(n_layers: int, x: Array) -> Array:
 
 
 def _freeze(
-    cfg: ModelConfig, params: Params, d: Transcoders, tokens: Array, n_slots: int, origin: Any, depth: int
+    cfg: ModelConfig, params: Params, d: Transcoders, tokens: Array, origin: Any, n_slots: int, depth: int, lean: bool
 ) -> Frozen:
     params = jax.tree.map(wide, params)
     middle = "resid_pre" if cfg.parallel else "resid_mid"
-    wanted = ("resid_pre", middle, "pattern", "z", "mlp_in", "mlp_raw", "mlp_out", "resid_post", "final_norm")
-    out, (_, values), _ = forward_one(cfg, params, tokens, sites=tuple(dict.fromkeys(wanted)), depth=depth)
+    seen = "q" if lean else "pattern"
+    wanted = ("resid_pre", middle, seen, "z", "mlp_in", "mlp_raw", "mlp_out", "resid_post", "final_norm")
+    out, (keys, values), _ = forward_one(cfg, params, tokens, sites=tuple(dict.fromkeys(wanted)), depth=depth)
     resid, whole = out.acts["resid_post"][-1], partial(_empty_above, cfg.n_layers)
     acts = {site: x if site == "final_norm" else whole(x) for site, x in out.acts.items()}
+    acts["pattern"] = _scores(cfg, acts["q"], whole(keys)) if lean else wide(acts["pattern"])
     hold = _held(cfg, acts, params, resid)
     slots, covered = (jnp.asarray(x) for x in coverage(d.cfg))
     unit = jnp.ones((cfg.n_layers, tokens.shape[0]), resid.dtype)
@@ -331,12 +371,13 @@ def _freeze(
         "mlp_in": acts["mlp_in"],
     }
     by_layer = (params.blocks, slots, covered, reads, post)
-    found = _first_layers(lambda x: _features_and_sum(cfg, d, n_slots, x), depth, by_layer)
+    drop = lean and d.cfg.fill == "error"
+    found = _first_layers(lambda x: _features_and_sum(cfg, d, n_slots, drop, x), depth, by_layer)
     features, total = jax.tree.map(whole, found)
     index, value, factor, valid, n_active, decoder = features
     if d.cfg.kind == "clt":
-        decoder = _cross_layer_rows(d, index)
-        total = reconstruction(d, decoder, value)
+        decoder = None if lean else _cross_layer_rows(d, index)
+        total = reconstruction(d, decoder, index, value)
     keep = jnp.ones(tokens.shape[0], resid.dtype).at[0].set(1.0 - jnp.asarray(origin, resid.dtype))
     written = acts[d.cfg.writes]
     error, outside = _errors(cfg, params, d, total, reads[d.cfg.reads], written, (slots, covered, post), keep)
@@ -362,6 +403,19 @@ def _freeze(
         out.logits,
         n_active,
     )
+
+
+def _scores(cfg: ModelConfig, q: Float[Array, "L T H K"], k: Float[Array, "L T G K"]) -> Scores:
+    """What makes the patterns, of queries before and keys after rotation."""
+    kinds, rope = layer_kinds(cfg), rope_tables(cfg, jnp.arange(q.shape[1]), q.dtype)
+
+    def one(item: Any) -> tuple[Array, Array]:
+        q, k, kind = item
+        q = q if rope is None else rotate(q, *layer_rope(cfg, kind, rope))
+        return q, totals(cfg, q, k, kind.window)
+
+    q, total = jax.lax.map(one, (q, k, kinds))
+    return Scores(q, k, total, kinds.window)
 
 
 def _bare(cfg: ModelConfig, params: Params, scale: Array, x: Array) -> Array:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tcircuits.models.blockwise import Scores, mix_down, mix_up
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.forward import mix
 from tcircuits.models.params import Attention, Block, Norm, Params
@@ -46,9 +47,19 @@ def norm_bias(p: Norm | None) -> Array | float:
     return 0.0 if p is None or p.b is None else wide(p.b)
 
 
-def attention_down(p: Attention, pattern: Float[Array, "H T T"], g: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+def mixed(cfg: ModelConfig, pattern: Any, v: Float[Array, "S G K"]) -> Float[Array, "T H K"]:
+    """`mix` with a pattern, or with the scores that make it."""
+    return mix_up(cfg, pattern, v) if isinstance(pattern, Scores) else mix(cfg, pattern, v)
+
+
+def attention_down(cfg: ModelConfig, p: Attention, pattern: Any, g: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     """Transpose of attention with a frozen pattern: from what it writes to what its values read."""
     heads, groups = p.w_o.shape[0], p.w_v.shape[1]
+    if isinstance(pattern, Scores):
+        read = jnp.einsum("BTD,HKD->HTBK", g, p.w_o)
+        flat = read.reshape(groups, heads // groups, read.shape[1], -1)
+        back = mix_down(cfg, pattern, flat).reshape(groups, *read.shape[1:])
+        return jnp.einsum("GSBK,DGK->BSD", back, p.w_v)
     read = jnp.einsum("BTD,HKD->HBTK", g, p.w_o)
     moved = jnp.einsum("HTS,HBTK->HBSK", pattern, read)
     grouped = moved.reshape(groups, heads // groups, *moved.shape[1:]).sum(1)
@@ -67,30 +78,31 @@ def heads_down(p: Attention, g: Float[Array, "B D"]) -> Float[Array, "B H D"]:
     return jnp.einsum("BHK,DHK->BHD", jnp.einsum("BD,HKD->BHK", g, p.w_o), values)
 
 
-def attention_up(cfg: ModelConfig, p: Attention, pattern: Float[Array, "H T T"], x: Float[Array, "T D"]) -> Array:
+def attention_up(cfg: ModelConfig, p: Attention, pattern: Any, x: Float[Array, "T D"]) -> Array:
     """Attention with a frozen pattern, without its biases."""
-    return jnp.einsum("THK,HKD->TD", mix(cfg, pattern, jnp.einsum("TD,DGK->TGK", x, p.w_v)), p.w_o)
+    return jnp.einsum("THK,HKD->TD", mixed(cfg, pattern, jnp.einsum("TD,DGK->TGK", x, p.w_v)), p.w_o)
 
 
-def attention_bias(cfg: ModelConfig, p: Attention, pattern: Float[Array, "H T T"]) -> Array | float:
+def attention_bias(cfg: ModelConfig, p: Attention, pattern: Any) -> Array | float:
     """What attention writes by its biases alone: b_V through the pattern, and b_O."""
     total: Array | float = 0.0
     if p.b_v is not None:
-        values = jnp.broadcast_to(p.b_v, (pattern.shape[-1], *p.b_v.shape))
-        total = total + jnp.einsum("THK,HKD->TD", mix(cfg, pattern, values), p.w_o)
+        length = len(pattern.q) if isinstance(pattern, Scores) else pattern.shape[-1]
+        values = jnp.broadcast_to(p.b_v, (length, *p.b_v.shape))
+        total = total + jnp.einsum("THK,HKD->TD", mixed(cfg, pattern, values), p.w_o)
     return total if p.b_o is None else total + p.b_o
 
 
 def block_down(
-    cfg: ModelConfig, p: Block, pattern: Array, norm1: Array, norm1_post: Array, g: Float[Array, "B T D"]
+    cfg: ModelConfig, p: Block, pattern: Any, norm1: Array, norm1_post: Array, g: Float[Array, "B T D"]
 ) -> Array:
     """Transpose of a layer's attention with its norms: from `attn_out` to `resid_pre`."""
     g = norm_down(cfg, p.norm1_post, norm1_post, g)
-    return norm_down(cfg, p.norm1, norm1, attention_down(p.attn, pattern, g))
+    return norm_down(cfg, p.norm1, norm1, attention_down(cfg, p.attn, pattern, g))
 
 
 def block_up(
-    cfg: ModelConfig, p: Block, pattern: Array, norm1: Array, norm1_post: Array, x: Array, biases: bool
+    cfg: ModelConfig, p: Block, pattern: Any, norm1: Array, norm1_post: Array, x: Array, biases: bool
 ) -> Array:
     """A layer's attention with its norms, from `resid_pre` to `attn_out`; with or without what its biases add."""
     read = norm_up(cfg, p.norm1, norm1, x) + (norm_bias(p.norm1) if biases else 0.0)

@@ -8,6 +8,22 @@ from tcircuits.types import InputError
 BYTES_PER_EDGE = 25  # int32 source and float32 weight; where zeros are taken out, both again and each edge's new place
 
 
+LEAN_BYTES = 2e9
+"""Patterns that would take more are not kept."""
+STREAM_BYTES = 1.2e9
+"""Of one array of streams, or cotangents, [T, B, D] that a sweep carries: some of them live at once."""
+
+
+def lean(n_layers: int, n_heads: int, length: int) -> bool:
+    """Whether a prompt is so long that its patterns are computed where they are used (`freeze(lean=)`)."""
+    return 4.0 * n_layers * n_heads * length**2 > LEAN_BYTES
+
+
+def streams(length: int, d_model: int) -> int:
+    """How many streams of so many positions are carried together at most; a power of two, at least 8."""
+    return max(8, 1 << int(STREAM_BYTES / (4.0 * length * d_model)).bit_length() >> 1)
+
+
 def free_gb() -> float:
     """Memory that the machine can still give, in GB (Linux; elsewhere all physical memory)."""
     info = Path("/proc/meminfo")

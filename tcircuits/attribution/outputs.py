@@ -1,7 +1,8 @@
 """What a graph explains: from logits, differences, directions and features, as callers name them, to target chunks."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -27,10 +28,14 @@ def resolve(
     model: Any, d: Transcoders, frozen: Frozen, specs: Any, s: Settings, some: Narrow | None = None
 ) -> tuple[list[Targets], list[TargetNode]]:
     """Target chunks and their nodes, for what the caller asked to explain; `some` where `d` is a part of a set."""
-    logits = host(frozen.logits, np.float64)
-    T = logits.shape[0]
+    T = len(frozen.tokens)
+
+    @cache
+    def logits(pos: int) -> np.ndarray:
+        return host(frozen.logits[pos], np.float64)
+
     if specs is None:
-        specs = top_logits(logits[specify.place(s.position, T)], s)
+        specs = top_logits(logits(specify.place(s.position, T)), s)
     outputs, features = [], []
     for spec in specify.listed(specs, s.position) or []:
         if isinstance(spec, specify.Feature):
@@ -82,12 +87,12 @@ def top_logits(logits: np.ndarray, s: Settings) -> list[int]:
     return [int(i) for i in order[:n]]
 
 
-def _output(model: Any, spec: Any, logits: np.ndarray, T: int) -> tuple[Any, TargetNode]:
-    """(what to read at the output, node) of a logit, difference or direction."""
+def _output(model: Any, spec: Any, logits: Callable[[int], np.ndarray], T: int) -> tuple[Any, TargetNode]:
+    """(what to read at the output, node) of a logit, difference or direction; `logits` are those of a position."""
     pos, L = specify.place(spec.position, T), model.cfg.n_layers
     if isinstance(spec, specify.Logit):
         token = specify.token_id(model, spec.token)
-        p = np.exp(logits[pos] - logits[pos].max())
+        p = np.exp(logits(pos) - logits(pos).max())
         prob = float(p[token] / p.sum())
         return ("logit", token), TargetNode(model.token(token), "logit", token, prob, prob, L, pos)
     if isinstance(spec, specify.Difference):

@@ -19,6 +19,7 @@ from tcircuits.attribution.frozen import Frozen
 from tcircuits.attribution.linear import block_up, norm_down, norm_up
 from tcircuits.attribution.targets import covectors, encoder_rows
 from tcircuits.compiling import compiled
+from tcircuits.models.blockwise import pattern_rows
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.forward import Hold
 from tcircuits.models.params import Block, Params
@@ -42,7 +43,7 @@ def _first_of(params: Params, hold: Hold, tokens: Array) -> Any:
     read = replace(attn, w_q=attn.w_q[:, :0], w_k=attn.w_k[:, :0])  # patterns are held
     block = jax.tree.map(lambda x: x[0], replace(params.blocks, attn=read, mlp=None))
     held = {k: getattr(hold, k) for k in ("pattern", "norm1", "norm1_post", "norm2")}
-    held = {k: None if x is None else x[0] for k, x in held.items()}
+    held = jax.tree.map(lambda x: x[0], held)
     positions = None if params.pos_embed is None else params.pos_embed[: len(tokens)]
     return block, held, params.embed[tokens], positions
 
@@ -56,7 +57,7 @@ def _through_heads(
     u = norm_down(cfg, block.norm1_post, None if held["norm1_post"] is None else held["norm1_post"][pos], u)
     read = jnp.einsum("ND,HKD->NHK", u, p.w_o).reshape(len(pos), G, H // G, K)
     values = jnp.einsum("TD,DGK->TGK", norm_up(cfg, block.norm1, held["norm1"], tokens), p.w_v)
-    pattern = held["pattern"][:, pos].transpose(1, 0, 2).reshape(len(pos), G, H // G, -1)
+    pattern = pattern_rows(cfg, held["pattern"], pos).transpose(1, 0, 2).reshape(len(pos), G, H // G, -1)
     return (jnp.einsum("NGRK,TGK->NGRT", read, values) * pattern).sum((1, 2))
 
 

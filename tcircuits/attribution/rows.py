@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from tcircuits.attribution.descent import Descent
-from tcircuits.attribution.frozen import Frozen
+from tcircuits.attribution.frozen import Frozen, decoder_rows
 from tcircuits.attribution.maps import Maps
 from tcircuits.attribution.select import Selection, chosen_mask
 from tcircuits.attribution.targets import Targets, feature_vectors
@@ -25,7 +25,7 @@ from tcircuits.models.config import ModelConfig
 from tcircuits.models.forward import Hold
 from tcircuits.models.params import Params
 from tcircuits.numerics import wide
-from tcircuits.transcoders.dictionary import Transcoders, pair
+from tcircuits.transcoders.dictionary import Transcoders
 from tcircuits.types import Array, Float, Int
 
 
@@ -70,10 +70,10 @@ class Sweep(Maps):
 
     def read(self, i: Any, m: Any, g: Float[Array, "B T D"]) -> Float[Array, "B T C"]:
         """<decoder row of layer i's features to layer m, g>, not yet times the activation."""
-        if self.frozen.decoder is None:
+        if self.d.cfg.kind == "neurons":
             assert self.params.blocks.mlp is not None
             return jnp.einsum("BTD,CD->BTC", g, wide(self.params.blocks.mlp.w_out[m]))
-        return jnp.einsum("BTD,TCD->BTC", g, self.frozen.decoder[pair(self.d.cfg, i, m)])
+        return jnp.einsum("BTD,TCD->BTC", g, decoder_rows(self.d, self.frozen, i, m))
 
     def features(self, m: Any, r: Float[Array, "B T C"]) -> Float[Array, "B T D"]:
         """From feature activations of layer m to the stream: their encoders, gates and norms, transposed."""

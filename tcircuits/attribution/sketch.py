@@ -22,17 +22,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tcircuits.attribution.frozen import Frozen, coverage, read_up, skip_up
+from tcircuits.attribution.frozen import Frozen, coverage, decoder_rows, read_up, skip_up
 from tcircuits.attribution.linear import block_up, norm_up, token_vectors
 from tcircuits.attribution.rows import Sweep, accumulator, source_reads
 from tcircuits.attribution.targets import Targets
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.params import Params
 from tcircuits.numerics import wide
-from tcircuits.transcoders.dictionary import Transcoders, pair
+from tcircuits.transcoders.dictionary import Transcoders
 from tcircuits.types import Array, Float
 
 SEED = 20241122
+PROBES = 64
 FLOOR = 0.02
 TOKENS, ERRORS, FEATURES, TARGETS, AGAIN = range(5)  # streams of random numbers
 
@@ -57,10 +58,10 @@ def _feature_output(sweep: Sweep, key: Array, i: Any, m: Any, R: int) -> Float[A
     """What layer i's features, each with its random factor, write at layer m."""
     f = sweep.frozen
     c = cauchy(key, FEATURES, i, (R, *f.value.shape[1:]), f.value.dtype) * f.value[i]
-    if f.decoder is None:
+    if sweep.d.cfg.kind == "neurons":
         assert sweep.params.blocks.mlp is not None
         return jnp.einsum("RTC,CD->RTD", c, wide(sweep.params.blocks.mlp.w_out[m]))
-    return jnp.einsum("RTC,TCD->RTD", c, f.decoder[pair(sweep.d.cfg, i, m)])
+    return jnp.einsum("RTC,TCD->RTD", c, decoder_rows(sweep.d, f, i, m))
 
 
 def _read_features(sweep: Sweep, m: Any, x: Float[Array, "R T D"]) -> Float[Array, "R T C"]:
@@ -69,14 +70,22 @@ def _read_features(sweep: Sweep, m: Any, x: Float[Array, "R T D"]) -> Float[Arra
     return jax.linear_transpose(lambda r: sweep.features(m, r), probe)(x)[0]
 
 
-def row_totals(sweep: Sweep, key: Array, R: int) -> tuple[Float[Array, "L T C"], Float[Array, "L+1 R T D"]]:
-    """Estimated |row|_1 of every feature, and the streams as each layer's MLP (last: the final norm) reads them."""
+def row_totals(
+    sweep: Sweep, key: Array, targets: Targets, R: int
+) -> tuple[Float[Array, "L T C"], Float[Array, "Q R B D"]]:
+    """Estimated |row|_1 of every feature, and the streams where each target reads them."""
     cfg, d, f = sweep.cfg, sweep.d, sweep.frozen
     slots, covered = (jnp.asarray(x) for x in coverage(d.cfg))
     T, dtype = f.tokens.shape[0], f.value.dtype
     x = cauchy(key, TOKENS, 0, (R, T, 1), dtype) * token_vectors(cfg, sweep.params, f.tokens)
 
-    def step(x: Array, m: Array) -> Any:
+    def where_read(x: Array, m: Any, reads: Array) -> Array:
+        """`reads`, with those of the targets at layer m."""
+        here = jnp.moveaxis(x[:, targets.pos], 1, 0)
+        return jnp.where((targets.layer == m)[:, None, None, None], here, reads)
+
+    def step(carry: Any, m: Array) -> Any:
+        x, reads = carry
         block, h = sweep.at(m)
         attn = jax.vmap(lambda x: block_up(cfg, block, h.pattern, h.norm1, h.norm1_post, x, False))(x)
         middle = x if cfg.parallel else x + attn
@@ -90,31 +99,38 @@ def row_totals(sweep: Sweep, key: Array, R: int) -> tuple[Float[Array, "L T C"],
             out = out + _feature_output(sweep, key, m, m, R)
         if d.cfg.writes == "mlp_raw" and cfg.post_norm:
             out = jax.vmap(lambda o: norm_up(cfg, block.norm2_post, h.norm2_post, o))(out)
-        return x + attn + out, (totals, middle)
+        return (x + attn + out, where_read(middle, m, reads)), totals
 
-    x, (totals, reads) = jax.lax.scan(step, x, jnp.arange(cfg.n_layers))
-    return totals, jnp.concatenate([reads, x[None]])
+    none = jnp.zeros((targets.pos.shape[0], R, targets.pos.shape[1], x.shape[-1]), x.dtype)
+    (x, reads), totals = jax.lax.scan(step, (x, none), jnp.arange(cfg.n_layers))
+    return totals, where_read(x, cfg.n_layers, reads)
 
 
 def influence_sketch(
-    cfg: ModelConfig, params: Params, dictionary: Transcoders, frozen: Frozen, targets: Targets, *, n_probes: int = 64
+    cfg: ModelConfig,
+    params: Params,
+    dictionary: Transcoders,
+    frozen: Frozen,
+    targets: Targets,
+    *,
+    n_probes: int = PROBES,
 ) -> Float[Array, "L T C"]:
     """Estimated influence of every active feature, as if all were expanded. Pure; `n_probes` is static."""
     with jax.default_matmul_precision("highest"):
         sweep, key = Sweep(cfg, params, dictionary, frozen), jax.random.key(SEED)
-        totals, reads = row_totals(sweep, key, n_probes)
+        totals, reads = row_totals(sweep, key, targets, n_probes)
 
-        def chunk(total: Array, t: Targets) -> tuple[Array, None]:
-            return total + _descend(sweep, key, t, totals, reads, n_probes), None
+        def chunk(total: Array, item: tuple[Targets, Array]) -> tuple[Array, None]:
+            return total + _descend(sweep, key, *item, totals, n_probes), None
 
-        return jax.lax.scan(chunk, jnp.zeros_like(frozen.value), targets)[0]
+        return jax.lax.scan(chunk, jnp.zeros_like(frozen.value), (targets, reads))[0]
 
 
-def _descend(sweep: Sweep, key: Array, t: Targets, totals: Array, reads: Array, R: int) -> Float[Array, "L T C"]:
-    """Influence that starts at one chunk of targets."""
+def _descend(sweep: Sweep, key: Array, t: Targets, reads: Array, totals: Array, R: int) -> Float[Array, "L T C"]:
+    """Influence that starts at one chunk of targets, which read the streams `reads` [R, B, D]."""
     f = sweep.frozen
     B, shape, dtype = t.pos.shape[0], (R, *f.value.shape[1:]), f.value.dtype
-    own = scale(jnp.einsum("BD,RBD->RB", t.vec, reads[t.layer][:, t.pos]))
+    own = scale(jnp.einsum("BD,RBD->RB", t.vec, reads))
     weight = jnp.where(own > 0, t.weight / jnp.where(own > 0, own, 1.0), 0.0)
     factor = cauchy(key, TARGETS, 0, (R, B), dtype) * weight
 

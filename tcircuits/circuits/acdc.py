@@ -55,7 +55,7 @@ def acdc(
     mean = mean_values(model, behaviour, s, None, min(n, 16)) if ablation == "mean" else None
     real = jnp.arange(prompts["clean"].shape[0]) < n
     order = np.lexsort((-edges.pairs[:, 1], -edges.pairs[:, 0]))
-    mask = host(_search(s, model.params, mean, prompts, real, jnp.asarray(order), jnp.float32(threshold)))
+    mask = host(search_program(s, model.params, mean, prompts, real, jnp.asarray(order), jnp.float32(threshold)))
     about = {
         "method": "acdc",
         "threshold": threshold,
@@ -68,9 +68,10 @@ def acdc(
 
 
 @partial(jax.jit, static_argnames="s")
-def _search(
+def search_program(
     s: Setting, params: Any, mean: Worth | None, prompts: dict[str, Array], real: Array, order: Array, threshold: Array
 ) -> Bool[Array, " U"]:
+    """The edges that are kept: the whole search, as one program."""
     with jax.default_matmul_precision("highest"):
         own, clean, reference = jax.vmap(lambda p: both(s, params, None, mean, p))(prompts)
 

@@ -93,13 +93,13 @@ def learned_scores(
     n = behaviour[split].n
     (prompts,) = parts(model, behaviour[split], n)
     mean = mean_values(model, behaviour, s, dictionary, min(n, 16)) if ablation == "mean" else None
-    learned = _learn(s, kind, how, n, model.params, dictionary, mean, prompts, jax.random.key(seed))
+    learned = learn_program(s, kind, how, n, model.params, dictionary, mean, prompts, jax.random.key(seed))
     passes = how.steps * min(how.batch, n)
     return UnitScores(kind, np.asarray(host(learned)), None, 2 * n + passes, passes, time.perf_counter() - start)
 
 
 @partial(jax.jit, static_argnames=("s", "kind", "how", "n"))
-def _learn(
+def learn_program(
     s: Setting,
     kind: Kind,
     how: Learning,
@@ -110,6 +110,7 @@ def _learn(
     prompts: dict[str, Array],
     key: Array,
 ) -> Float[Array, " U"]:
+    """All steps of the training: the scores."""
     batch = min(how.batch, n)  # of the n prompts; what fills the devices up comes after them
     adam = optax.adam(how.lr or (0.8 if kind == "pruning" else 0.05))
     first, noise = jax.random.split(key)

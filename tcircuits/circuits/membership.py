@@ -160,7 +160,7 @@ def fit(samples: Sequence[Sample], how: Training = Training(), *, begun: Any = N
     data = jax.tree.map(jnp.asarray, padded(samples))
     first = jax.tree.map(lambda x: x[0], data)
     weights = _begun(replace(how, seed=0), jax.random.key(how.seed), first) if begun is None else begun
-    run, same = _reptile if how.inner else _joint, replace(how, seed=0)  # one program for all seeds
+    run, same = _reptile if how.inner else joint_program, replace(how, seed=0)  # one program for all seeds
     weights, losses = run(same, len(samples), scale, weights, data, jax.random.key(how.seed + 1))
     return Membership(how, weights, scale, np.asarray(losses))
 
@@ -174,7 +174,7 @@ def adapted(m: Membership, sample: Sample, steps: int = 50) -> Membership:
     """The network after a few steps on the measured sets of one more sample."""
     how = replace(m.how, steps=steps, inner=0)
     data = jax.tree.map(lambda x: jnp.asarray(x)[None], sample)
-    weights, losses = _joint(replace(how, seed=0), 1, m.scale, m.weights, data, jax.random.key(how.seed + 1))
+    weights, losses = joint_program(replace(how, seed=0), 1, m.scale, m.weights, data, jax.random.key(how.seed + 1))
     return Membership(m.how, weights, m.scale, np.asarray(losses))
 
 
@@ -203,7 +203,8 @@ def loss_of(how: Training, scale: float | Array, weights: Any, s: Sample, key: A
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _joint(how: Training, n: int, scale: float, weights: Any, data: Sample, key: Array) -> tuple[Any, Array]:
+def joint_program(how: Training, n: int, scale: float, weights: Any, data: Sample, key: Array) -> tuple[Any, Array]:
+    """All steps of joint training on n samples: weights, and the loss of each step."""
     adam = optax.adamw(optax.cosine_decay_schedule(how.lr, how.steps), weight_decay=1e-3)
 
     def step(carry: Any, own: Array) -> tuple[Any, Array]:

@@ -111,9 +111,8 @@ def run_circuits(
         raise InputError("masks hold values that are not finite")
     mean = mean_values(model, behaviour, setting, dictionary, batch) if ablation == "mean" else None
     groups = _padded(masks, min(at_once, len(masks)))
-    found = [
-        _runs(setting, model.params, dictionary, mean, groups, part) for part in parts(model, behaviour[split], batch)
-    ]
+    prompts = parts(model, behaviour[split], batch)
+    found = [runs_program(setting, model.params, dictionary, mean, groups, part) for part in prompts]
     n, count = behaviour[split].n, len(masks)
     circuits, whole = (
         jax.tree.map(lambda *x: np.concatenate([host(a) for a in x], -1)[..., :n], *side)
@@ -193,7 +192,7 @@ def _padded(masks: np.ndarray, at_once: int) -> Array:
 
 
 @partial(jax.jit, static_argnames="s")
-def _runs(
+def runs_program(
     s: Setting, params: Params, d: Transcoders | None, mean: Worth | None, groups: Array, prompts: dict[str, Array]
 ) -> tuple[Answers, Answers]:
     """Answers by group, circuit and prompt, [G, c, N], and the model's own, [N]."""

@@ -84,7 +84,7 @@ def tree_scores(
         p = 0.05 + 0.9 * np.argsort(np.argsort(np.abs(start[numbers]), kind="stable")) / max(h.n - 1, 1)
         first = np.log(p / (1 - p))
     tree = tuple(jnp.asarray(x) for x in (h.parent, h.depth, leaf_of(h), numbers))
-    learned = _learn(
+    learned = gates_program(
         s, how, n, int(h.depth.max()), model.params, dictionary, mean, prompts, tree, jnp.asarray(first, jnp.float32),
         jax.random.key(seed),
     )  # fmt: skip
@@ -118,7 +118,7 @@ def joined(step: Array, steps: int, level: Array, levels: int) -> Array:
 
 
 @partial(jax.jit, static_argnames=("s", "how", "n", "levels"))
-def _learn(
+def gates_program(
     s: Setting,
     how: Learning,
     n: int,
@@ -131,6 +131,7 @@ def _learn(
     start: Float[Array, " n"],
     key: Array,
 ) -> Float[Array, " n"]:
+    """All steps of the search: log P(Z > 0) of each thing. `tree` is parent, depth, leaf of things, their units."""
     parent, depth, leaf, numbers = tree
     batch, adam = min(how.batch, n), optax.adam(how.lr or 0.8)
     sets = FIRST + 0.01 * jax.random.normal(key, parent.shape, start.dtype)

@@ -10,7 +10,7 @@ from tcircuits.types import InputError
 
 @dataclass(frozen=True)
 class Plan:
-    """What a trace needs on a machine that is not there: memory, work and time of its programs, compiled for it."""
+    """What a trace or an extraction needs on a machine that is not there: memory, work and time, compiled for it."""
 
     model: tyro.conf.Positional[str]
     """A well-known name (gemma-2-2b, llama-2-70b ...), a folder with config.json, a .gguf file, or a hub id."""
@@ -34,16 +34,29 @@ class Plan:
     """Of parameters and transcoders."""
     smallest: bool = True
     """Look for the smallest topology of the kind that fits; it may compile for several."""
+    extract: bool = False
+    """Plan the extraction of a behaviour's circuit, with its graph, its search, gates and network, not one trace."""
+    prompts: int = 64
+    """Of the attribution split, with --extract."""
+    evaluations: int = 256
+    """Circuits run on all of these prompts, with --extract."""
+    nodes: int = 4000
+    """Units in the tree, with --extract."""
+    steps: int = 1000
+    """Of the gates' training, with --extract."""
     json: bool = False
     """Print one JSON object instead of a table."""
 
 
 def plan(cfg: Plan) -> None:
     """Run `tcircuits plan`."""
+    from tcircuits.planning.request import Extraction
     from tcircuits.planning.run import plan as make
     from tcircuits.planning.words import advice, facts, table
     from tcircuits.view.terminal import show_facts, show_rows
 
+    batch = max(1, min(16, cfg.prompts))
+    sizes = Extraction(prompts=cfg.prompts, batch=batch, evaluations=cfg.evaluations, nodes=cfg.nodes, steps=cfg.steps)
     found = make(
         cfg.model,
         cfg.topology,
@@ -56,6 +69,7 @@ def plan(cfg: Plan) -> None:
         dtype=cfg.dtype,
         k=cfg.k,
         smallest=cfg.smallest,
+        behaviour=sizes if cfg.extract else None,
     )
     if cfg.json:
         print_json(found.as_dict())

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tcircuits.models.blockwise import LONG, attend, raw_scores, seen, softcap
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.edits import SITES, Edit, apply_edits
 from tcircuits.models.params import Attention, Block, Mlp, Norm, Params
@@ -46,10 +47,11 @@ class Output:
 class Hold:
     """Values that a forward pass uses instead of computing them: attention patterns and norm denominators.
 
-    Each is stacked by layer, or None where the pass computes its own.
+    Each is stacked by layer, or None where the pass computes its own. `Scores` stand for patterns that attribution
+    computes where it uses them; a forward pass takes arrays alone.
     """
 
-    pattern: Float[Array, "L H T T"] | None = None
+    pattern: Any = None
     norm1: Float[Array, "L T"] | None = None
     norm1_post: Float[Array, "L T"] | None = None
     norm2: Float[Array, "L T"] | None = None
@@ -96,9 +98,11 @@ class View:
 
     def allowed(self, cfg: ModelConfig, window: Array) -> Bool[Array, "T S"]:
         """Keys that each query attends to in a layer with this window (0: no window)."""
-        back = self.positions[:, None] - self.key_positions[None]
-        seen = self.key_valid[None] & ((back >= 0) if cfg.causal else True)
-        return seen & ((window == 0) | (jnp.abs(back) < window))
+        return self.key_valid[None] & seen(cfg, self.positions, self.key_positions, window)
+
+    def some(self, cfg: ModelConfig, window: Array, at: Int[Array, " b"]) -> Bool[Array, "b S"]:
+        """`allowed` of some queries."""
+        return replace(self, positions=self.positions[at]).allowed(cfg, window)
 
 
 class Tap:
@@ -123,6 +127,11 @@ class Tap:
         if site in self.sites:
             self.kept[site] = x
         return x
+
+    @property
+    def wants_pattern(self) -> bool:
+        """Whether the pattern itself is asked for, or changed."""
+        return "pattern" in self.sites or any(e.site == "pattern" for e in self.edits)
 
     def pattern(self, x: Float[Array, "H T S"]) -> Array:
         """The pattern's positions are its second axis."""
@@ -180,15 +189,7 @@ def head_norm(cfg: ModelConfig, h: Float[Array, "T H K"], w: Array | None) -> Fl
 
 def attention_pattern(cfg: ModelConfig, q: Float[Array, "T H K"], k: Float[Array, "S G K"], allowed: Array) -> Array:
     """Softmax of the scaled, soft-capped, masked scores: [H, T, S]."""
-    grouped = q.reshape(q.shape[0], cfg.n_kv_heads, -1, cfg.d_head)
-    scores = jnp.einsum("TGRK,SGK->GRTS", wide(grouped), wide(k)) * cfg.query_scale
-    scores = _softcap(scores, cfg.attn_softcap)
-    pattern = jax.nn.softmax(jnp.where(allowed, scores, MASKED), -1)
-    return pattern.reshape(cfg.n_heads, *pattern.shape[2:])
-
-
-def _softcap(x: Array, cap: float | None) -> Array:
-    return x if cap is None else cap * jnp.tanh(x / cap)
+    return jax.nn.softmax(jnp.where(allowed, raw_scores(cfg, q, k), MASKED), -1)
 
 
 def mix(cfg: ModelConfig, pattern: Float[Array, "H T S"], v: Float[Array, "S G K"]) -> Float[Array, "T H K"]:
@@ -241,6 +242,9 @@ def _attend(
         k = jax.lax.dynamic_update_slice_in_dim(keys, k.astype(keys.dtype), slot, 0)
         v = jax.lax.dynamic_update_slice_in_dim(values, v.astype(values.dtype), slot, 0)
     pattern = held.pattern
+    if pattern is None and len(q) >= LONG and not tap.wants_pattern:
+        z = attend(cfg, q, k, v, partial(view.some, cfg, kind.window))
+        return _plus(jnp.einsum("THK,HKD->TD", tap("z", z), p.w_o), p.b_o), (k, v)
     if pattern is None:
         pattern = attention_pattern(cfg, q, k, view.allowed(cfg, kind.window))
         pattern = jax.lax.stop_gradient(pattern) if cfg.holds_patterns else pattern
@@ -331,7 +335,7 @@ def logits_from(
     """Final norm, unembedding, soft cap; float32 or wider."""
     x = tap("final_norm", normalise(cfg, params.final_norm, x, scale))
     logits = jnp.einsum("TD,DV->TV", x, unembed_matrix(params), preferred_element_type=wide(x).dtype)
-    return tap("logits", _softcap(_plus(logits, params.b_unembed), cfg.final_softcap))
+    return tap("logits", softcap(_plus(logits, params.b_unembed), cfg.final_softcap))
 
 
 def forward_one(

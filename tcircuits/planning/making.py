@@ -11,6 +11,7 @@ from tcircuits.attribution.expansion import default_lanes
 from tcircuits.models import params as parameters
 from tcircuits.parallel import AXES, RULES
 from tcircuits.planning.devices import measured, mesh_of, own_compiler
+from tcircuits.planning.extraction import extraction_stages
 from tcircuits.planning.hardware import Topology, larger_first
 from tcircuits.planning.host_memory import host_memory
 from tcircuits.planning.programs import Abstract, Stage, abstracted, stages
@@ -23,7 +24,7 @@ from tcircuits.types import InputError
 def chunk_of(r: Request, topology: Topology) -> int:
     """What `attribute` sweeps together on such devices."""
     most = -(-r.features // len(r.dictionary.layers))
-    return r.chunk or default_lanes(topology.device.kind, most, r.features, r.model.n_layers, r.tokens)
+    return r.chunk or default_lanes(topology.device.kind, most, r.features, r.model.n_layers, r.tokens, r.model.d_model)
 
 
 def check_division(r: Request, topology: Topology) -> None:
@@ -90,7 +91,8 @@ def make(r: Request, topology: Topology) -> Plan:
 def _lines(a: Abstract, topology: Topology) -> tuple[tuple[Line, ...], str]:
     """The programs, as far as the compiler takes them, and what it said of the first that it does not."""
     lines: list[Line] = []
-    running = _until_refused(stages(a))
+    programs = stages(a) if a.request.behaviour is None else extraction_stages(a)
+    running = _until_refused(programs)
     for stage in running:
         if isinstance(stage, str):
             return tuple(lines), stage

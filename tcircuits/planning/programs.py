@@ -17,8 +17,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tcircuits.attribution.attribute import SCORE_PROGRAMS, count_active, freeze_program, select_program
 from tcircuits.attribution.expansion import AHEAD, chunk_program, cone_program, rows_program, threads, worth_copying
+from tcircuits.attribution.memory import lean, streams
 from tcircuits.attribution.outputs import output_chunk, vectors_program
 from tcircuits.attribution.select import Selection
+from tcircuits.attribution.sketch import PROBES
 from tcircuits.models import params as parameters
 from tcircuits.numerics import bucket
 from tcircuits.parallel import shardings
@@ -140,7 +142,8 @@ def stages(a: Abstract) -> Iterator[Stage]:
         slots = r.slots
         made = compiled(count_active, cfg, a.params, a.d, tokens, origin)
         yield made.stage("count active features", held, made.work())
-    made = compiled(freeze_program, cfg, a.params, a.d, tokens, n_slots=slots, origin=origin)
+    few = lean(cfg.n_layers, cfg.n_heads, r.tokens)
+    made = compiled(freeze_program, cfg, a.params, a.d, tokens, n_slots=slots, origin=origin, lean=few)
     yield made.stage("forward, encode, freeze", held, made.work())
     frozen = made.out
     held += made.results
@@ -163,7 +166,8 @@ def _selected(a: Abstract, frozen: Any, targets: Any, held: int) -> Iterator[Sta
     """Scores of all features, selection, and the rows of those selected."""
     r, cfg = a.request, a.request.model
     if r.features < r.n_active:
-        made = compiled(SCORE_PROGRAMS["influence"], cfg, a.params, a.d, frozen, targets)
+        probes = min(PROBES, streams(r.tokens, cfg.d_model))
+        made = compiled(SCORE_PROGRAMS["influence"], cfg, a.params, a.d, frozen, targets, n_probes=probes)
         yield made.stage("influence sketch", held, made.work(cfg.n_layers))
         score = made.out
         made = compiled(select_program, score, frozen.valid, n=r.features)

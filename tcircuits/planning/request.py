@@ -1,6 +1,6 @@
 """What is to be planned, checked before anything is compiled: model, dictionary, prompt, features."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.forward import check_length
@@ -8,6 +8,29 @@ from tcircuits.numerics import bucket
 from tcircuits.parallel import check_dtype
 from tcircuits.transcoders.config import TranscoderConfig
 from tcircuits.types import InputError
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """One `extract` call, by sizes alone.
+
+    Attributes:
+        prompts: of the attribution split.
+        batch: prompts that run together.
+        evaluations: circuits that run on all prompts.
+        circuits: of one call.
+        nodes: of the tree, the most important units.
+        steps: of gates on the tree.
+        behaviours: whose graphs the membership network is trained on.
+    """
+
+    prompts: int = 64
+    batch: int = 16
+    evaluations: int = 256
+    circuits: int = 64
+    nodes: int = 4000
+    steps: int = 1000
+    behaviours: int = 4
 
 
 @dataclass(frozen=True)
@@ -24,6 +47,7 @@ class Request:
         targets: logits that are explained.
         chunk: targets swept together; None is what `attribute` takes on the machine.
         dtype: of parameters and dictionary.
+        behaviour: plan `extract` with a trace of each of its prompts; None is one trace.
     """
 
     model: ModelConfig
@@ -34,6 +58,7 @@ class Request:
     targets: int = 10
     chunk: int | None = None
     dtype: str = "float32"
+    behaviour: Extraction | None = None
 
     @property
     def slots(self) -> int:
@@ -92,5 +117,21 @@ def check(r: Request) -> None:
             f"{len(d.layers)} layers x {r.tokens} tokens x {r.per_place} at each; give at most that, "
             "None for all, or more --active"
         )
+    wrong += _wrong_sizes(r)
     if wrong:
         raise InputError("; ".join(wrong))
+
+
+def _wrong_sizes(r: Request) -> list[str]:
+    """What cannot be extracted."""
+    e = r.behaviour
+    if e is None:
+        return []
+    small = [f"{name}={value}" for name, value in asdict(e).items() if value < 1]
+    wrong = [f"{', '.join(small)} must be at least 1"] if small else []
+    if e.batch > e.prompts:
+        wrong.append(f"batch={e.batch} is above the {e.prompts} prompts")
+    units = r.model.n_layers * r.model.n_heads + len(r.dictionary.layers) * r.dictionary.d_feature
+    if not 2 <= e.nodes <= units:
+        wrong.append(f"nodes={e.nodes:,}: give 2 to {units:,}, the heads and features of the model")
+    return wrong

@@ -7,6 +7,9 @@ from typing import Any
 from tcircuits.planning.hardware import Device
 from tcircuits.planning.host_memory import COMPILER
 
+GRAPH = "graph: "
+"""Before the names of a trace's programs in the plan of an extraction."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -29,10 +32,15 @@ class Line:
         """Bytes of a device while it runs."""
         return self.held + self.results + self.workspace + self.code
 
+    @property
+    def sweeps(self) -> bool:
+        """Whether it is the program of a graph's rows."""
+        return self.name.removeprefix(GRAPH).startswith("rows")
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What `attribute` needs on a topology.
+    """What `attribute` or `extract` needs on a topology.
 
     Attributes:
         topology: as asked for.
@@ -76,7 +84,7 @@ class Plan:
         device = max((line.memory for line in self.lines), default=self.persistent)
         if not self.shared:
             return device
-        rows = [line.memory for line in self.lines if line.name.startswith("rows")]
+        rows = [line.memory for line in self.lines if line.sweeps]
         return max(device + COMPILER // self.devices, max(rows, default=0) + self.host // self.devices)
 
     @property
@@ -95,6 +103,11 @@ class Plan:
         return sum(line.seconds for line in self.lines)
 
     @property
+    def device_hours(self) -> float:
+        """Estimated time of all devices together."""
+        return self.seconds * self.devices / 3600
+
+    @property
     def flops(self) -> float:
         """Of one device."""
         return sum(line.flops for line in self.lines)
@@ -111,7 +124,10 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, with what follows from the others."""
-        more = {name: getattr(self, name) for name in ("exact", "peak", "needs", "fits", "seconds", "flops", "moved")}
+        more = {
+            name: getattr(self, name)
+            for name in ("exact", "peak", "needs", "fits", "seconds", "device_hours", "flops", "moved")
+        }
         return asdict(self) | more
 
 

@@ -17,7 +17,7 @@ from tcircuits.models.config import ModelConfig
 from tcircuits.models.model import Model
 from tcircuits.planning.hardware import parse_topology
 from tcircuits.planning.making import check_division
-from tcircuits.planning.request import Request, check
+from tcircuits.planning.request import Extraction, Request, check
 from tcircuits.planning.result import Plan
 from tcircuits.planning.sources import dictionary_of, model_of
 from tcircuits.transcoders.config import TranscoderConfig
@@ -38,8 +38,9 @@ def plan(
     dtype: str = "float32",
     k: int | None = None,
     smallest: bool = True,
+    behaviour: Extraction | None = None,
 ) -> Plan:
-    """What `attribute` would need on a machine: memory, work, time. No weights are read or allocated.
+    """What `attribute` or `extract` would need on a machine: memory, work, time. No weights are read or allocated.
 
     Args:
         model: a name of `known` or built-in name, a folder with `config.json`, a `.gguf` file, a hub id, or a loaded
@@ -56,6 +57,7 @@ def plan(
         dtype: of parameters and dictionary.
         k: number that TopK keeps, for KIND:WIDTH.
         smallest: look for the smallest topology of the kind that fits, which may compile for several.
+        behaviour: sizes of an extraction, whose programs are planned; None plans one trace.
 
     Raises:
         InputError: a topology that does not exist, sizes that do not divide or fit together, an unknown model.
@@ -64,7 +66,7 @@ def plan(
     cfg = model.cfg if isinstance(model, Model) else model if isinstance(model, ModelConfig) else model_of(model)
     d = transcoders.cfg if isinstance(transcoders, Transcoders) else transcoders
     d = d if isinstance(d, TranscoderConfig) else dictionary_of(d, cfg, k)
-    request = Request(cfg, d, tokens, max_features, active, targets, chunk, dtype)
+    request = Request(cfg, d, tokens, max_features, active, targets, chunk, dtype, behaviour)
     check(request)
     check_division(request, where)
     return _elsewhere(request, where.name, smallest)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from tcircuits.planning.result import Line, Plan
+from tcircuits.planning.result import GRAPH, Line, Plan
 
 
 def amount(x: float, unit: str = "B") -> str:
@@ -44,7 +44,8 @@ def facts(plan: Plan) -> dict[str, str]:
         "FLOP of a device": amount(plan.flops, ""),
         "bytes of its memory": amount(plan.n_bytes),
         "bytes between devices": f"{amount(plan.moved)} ({ran or 'no collectives'})",
-        "estimated time": f"{plan.seconds:.2g} s, without compiling, loading and the host's part",
+        "estimated time": f"{plan.seconds:.3g} s, {plan.device_hours:.2g} device-hours, without compiling, loading and "
+        "the host's part",
         "divided": "heads, neurons, features and vocabulary over all devices; prompts and targets over none",
     }
     if plan.whole:
@@ -81,6 +82,8 @@ def _option(plan: Plan) -> str:
     worst = _worst(plan)
     if plan.persistent > 0.5 * plan.capacity or worst is None:
         return "--dtype bfloat16 halves parameters and transcoders (float32 is the default)"
-    if worst.name.startswith("rows") or worst.name == "influence sketch":
+    if worst.sweeps or worst.name.endswith("influence sketch"):
         return "give a smaller --chunk, fewer --tokens or fewer --active features"
+    if any(line.name.startswith(GRAPH) for line in plan.lines) and not worst.name.startswith(GRAPH):
+        return "give fewer --tokens or fewer --prompts"
     return "give fewer --tokens, fewer --max-features, or transcoders with fewer --active features"

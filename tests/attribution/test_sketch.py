@@ -33,7 +33,7 @@ def estimate(cfg, params, d, tokens, ids, n_probes):
     p = jax.nn.softmax(frozen.logits[-1])[ids]
     outputs = output_targets(cfg, params, frozen, *logit_vectors(params, ids), jnp.full(len(ids), len(tokens) - 1), p)
     sweep = Sweep(cfg, params, d, frozen)
-    totals, _ = row_totals(sweep, jax.random.key(0), n_probes)
+    totals, _ = row_totals(sweep, jax.random.key(0), outputs, n_probes)
     return frozen, influence_sketch(cfg, params, d, frozen, outputs, n_probes=n_probes), totals
 
 

@@ -171,7 +171,7 @@ def test_the_programs_lower_for(platform):
         s = check(model, behaviour, units, d, "resample", "keep", "report")
         groups = jnp.ones((1, 2, units.n))
         for program, arguments in (
-            (running._runs, (s, model.params, d, None, groups, prompts)),
+            (running.runs_program, (s, model.params, d, None, groups, prompts)),
             (scores._gradients, (s, model.params, d, None, jnp.ones(1), jnp.ones(1), prompts)),
         ):
             assert program.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()

@@ -1,0 +1,57 @@
+"""Rows about speed and size for the table of figures in README.md."""
+
+from experiments.reading import Row, read
+
+
+def speed_rows() -> list[Row]:
+    """Attribution against circuit-tracer in the same run."""
+    out: list[Row] = []
+    for c in read("bench_attribution")["figures"]["cases"]:
+        if c.get("rival"):
+            ours, rival, times = c["ours"], c["rival"], c["times_faster"]
+            text = (
+                f"{ours['warm']:.2f} s against {rival['best']:.1f} s: {times['warm']:.1f}x ({times['cold']:.1f}x with "
+                f"compiling); with pruning {times['both']:.1f}x; {100 * ours['fraction_of_peak']:.0f} % of the peak of "
+                "matrix products, by the least work that the graph needs"
+            )
+            what = f"attribution of {ours['features']:,} features ({c['case']}), against circuit-tracer 0.5.0"
+            out.append((f"{what} in batches of {rival['best_batch']}", text, "experiments.bench.attribution"))
+    for c in read("bench_attribution_gpu")["figures"]["cases"]:
+        ours = c["ours"]
+        if c["case"] == "Gemma-2-2B":
+            what = (
+                f"attribution on one {ours['hardware']['device']}, float32: random weights in the shape of {c['case']}"
+            )
+            what += f", 64 tokens, {ours['features']:,} of {ours['n_active']:,} features with rows of their own"
+            text = (
+                f"{ours['warm']:.1f} s ({ours['stages']['attribute']:.1f} of them the sweep), "
+                f"{ours['cold']:.0f} s with compiling; pruning {ours['prune']:.2f} s; "
+                f"{100 * ours['fraction_of_peak']:.0f} % of the peak; {ours['peak_device_gb']:.0f} GB"
+            )
+            out.append((what, text, "experiments.bench.attribution --cases Gemma-2-2B"))
+    return [*out, *long_rows()]
+
+
+def long_rows() -> list[Row]:
+    """Prompts whose attention patterns are not kept."""
+    rows = read("bench_long_prompts")["figures"]["rows"]
+    last = rows[-1]
+    what = f"a prompt of {last['tokens']:,} tokens, random weights in SmolLM2's shape, {last['n_active'] / 1e6:.1f}M "
+    what += f"features active, logits and the {last['features']} that matter most with rows"
+    text = f"{last['seconds'] / 60:.0f} minutes, peak {last['peak_rss_gb']:.1f} GB (patterns would take "
+    text += f"{last['patterns_gb']:.0f}, decoder rows {last['decoders_gb']:.0f}); "
+    text += ", ".join(f"{r['tokens']:,} tokens {r['seconds']:.0f} s" for r in rows[:-1])
+    return [(what, f"{text}; exponent {last['exponent']:.2f} at the end", "experiments.bench.long_prompts")]
+
+
+def extraction_rows() -> list[Row]:
+    """What extraction takes at the sizes of the second paper, by the compiler's count."""
+    out: list[Row] = []
+    for r in read("plan_extraction")["figures"]["rows"]:
+        model, transcoders, topology, *dtype = r["plan"].split()
+        what = f"extraction of a behaviour, {model} with {transcoders} on {topology}{', bfloat16' if dtype else ''}"
+        what += "" if r["compiler"] == "libtpu" else " (estimate)"
+        text = f"{r['device_gb']:.0f} of {r['of_gb']:.0f} GB a device{'' if r['fits'] else ': does not fit'}; "
+        text += f"{r['tflop']:,.0f} TFLOP a device, {r['chip_hours']:.2g} chip-hours"
+        out.append((what, text, "experiments.plan_extraction"))
+    return out
