@@ -46,6 +46,8 @@ one_chunk = compiled(lambda targets, q: jax.tree.map(lambda x: jax.lax.dynamic_s
 MOST_PADDING = 3  # slots for each that is active, up to which copying all of them beats picking columns
 MOST_THREADS, AHEAD, WIDTHS = 8, 3, 4
 LANES, CPU_LANES, CPU_POSITIONS = 256, (56, 160), 3
+FEEDING = 4096  # rows of a product with a layer's weights, from which more make it no faster
+FIXED = 2  # lanes that a chunk's own work costs: decoder rows looked up, patterns computed
 
 
 @dataclass(frozen=True)
@@ -65,18 +67,24 @@ class Job:
         return self.targets.pos.shape[1]
 
 
-def default_lanes(platform: str, most: int, n_features: int, L: int, T: int, D: int) -> int:
-    """How many targets are swept together where the caller does not say, `most` features being in one layer.
+def default_lanes(platform: str, per_layer: np.ndarray, T: int, D: int) -> int:
+    """How many targets are swept together where the caller does not say, with so many features in each layer.
 
     Products of many targets are faster, but targets that stand far apart are all swept over the positions of the last.
     A CPU is well fed by few, so there they are those of about three positions of a layer. A layer's chunks are equal.
-    Cotangents of width D at T positions bound them where prompts are long.
+    Cotangents of width D at T positions bound them where prompts are long, and then few lanes are enough for fast
+    products: so many that least is swept in vain, a chunk costing `FIXED` lanes beside its own.
     """
-    lanes, (low, high) = LANES, CPU_LANES
+    lanes, (low, high), (L, most) = LANES, CPU_LANES, (len(per_layer), int(per_layer.max(initial=0)))
+    step = 8 if platform == "cpu" else 32
+    if T * step >= FEEDING:
+        step = -(-FEEDING // T)
+        sizes = np.arange(step, max(step, min(lanes, streams(T, D))) + 1, step)
+        cost = (-(-per_layer[:, None] // sizes) * (sizes + FIXED) * np.arange(1, L + 1)[:, None]).sum(0)
+        return int(sizes[np.argmin(cost)])
     if platform == "cpu":
-        lanes = min(max(CPU_POSITIONS * n_features // max(L * T, 1), low), high)
-    lanes = min(lanes, streams(T, D))
-    step, chunks = 8 if platform == "cpu" else 32, max(1, -(-most // lanes))
+        lanes = min(max(CPU_POSITIONS * int(per_layer.sum()) // max(L * T, 1), low), high)
+    chunks = max(1, -(-most // lanes))
     return max(step, -(-most // (chunks * step)) * step)
 
 
@@ -129,8 +137,8 @@ def jobs_of(
     lanes: int | None,
 ) -> list[Job]:
     """Chunks of the targets, and then of the features that the store wants from a sweep."""
-    (L, T), per_layer, out, row = store.live.shape, np.diff(host(chosen.start)), [], store.n
-    lanes = lanes or default_lanes(jax.default_backend(), int(per_layer.max()), store.n, L, T, model.cfg.d_model)
+    T, per_layer, out, row = store.live.shape[1], np.diff(host(chosen.start)), [], store.n
+    lanes = lanes or default_lanes(jax.default_backend(), per_layer, T, model.cfg.d_model)
     for targets in outputs:  # as wide as the features' chunks, so that one program serves both
         valid = np.flatnonzero(host(targets.valid)[0])
         value, wide = host(targets.value)[0, valid], padded(targets, size=max(lanes, targets.pos.shape[1]))

@@ -99,11 +99,13 @@ class RowStore:
     def columns(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Columns of a row: features, and errors with tokens counted from n."""
         (L, T), inside = self.live.shape, self.cone(row)
-        layer, pos = np.nonzero(inside)
-        features = [np.arange(self.first[m, q], self.first[m, q + 1]) for m, q in zip(layer, pos, strict=True)]
-        layer, pos = np.nonzero(inside & self.live[: inside.shape[0], : inside.shape[1]])
+        here = slice(0, inside.shape[0]), slice(0, inside.shape[1])
+        many, first = self.counts[here][inside], self.first[here][inside]
+        # Consecutive numbers within each place, which start anew where the next place begins.
+        features = np.repeat(first - np.cumsum(many) + many, many) + np.arange(many.sum())
+        layer, pos = np.nonzero(inside & self.live[here])
         others = np.concatenate([layer * T + pos, L * T + self.tokens(row)])
-        return np.concatenate([np.zeros(0, np.int64), *features]), others
+        return features, others
 
     def _block(self, lo: int, hi: int) -> tuple[np.ndarray, np.ndarray]:
         """Room for the weights of rows lo..hi [rows, columns], their sources written; and columns of others."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh
 
 from tcircuits.attribution.expansion import default_lanes
@@ -23,8 +24,8 @@ from tcircuits.types import InputError
 
 def chunk_of(r: Request, topology: Topology) -> int:
     """What `attribute` sweeps together on such devices."""
-    most = -(-r.features // len(r.dictionary.layers))
-    return r.chunk or default_lanes(topology.device.kind, most, r.features, r.model.n_layers, r.tokens, r.model.d_model)
+    per_layer = np.bincount(np.resize(r.dictionary.layers, r.features), minlength=r.model.n_layers)
+    return r.chunk or default_lanes(topology.device.kind, per_layer, r.tokens, r.model.d_model)
 
 
 def check_division(r: Request, topology: Topology) -> None:

@@ -135,5 +135,9 @@ def test_what_counts_as_long():
     assert memory.lean(26, 8, 2300)
     assert memory.streams(8192, 576) == 32
     assert memory.streams(10**9, 4096) == 8
-    assert default_lanes("gpu", 10**6, 10**6, 30, 64, 576) == expansion.LANES
-    assert default_lanes("gpu", 10**6, 10**6, 30, 8192, 576) == 32
+    every = np.full(30, 10**6)
+    assert default_lanes("gpu", every, 64, 576) == expansion.LANES
+    assert default_lanes("gpu", every, 8192, 576) == default_lanes("cpu", every, 8192, 576) == 32
+    few = np.full(30, 9)
+    few[20] = 30
+    assert default_lanes("cpu", few, 8192, 576) == 9  # four chunks at layer 20 and one at each other
