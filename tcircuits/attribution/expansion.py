@@ -61,11 +61,6 @@ class Job:
     value: np.ndarray
     n_pos: int
 
-    @property
-    def lanes_in_all(self) -> int:
-        """Lanes that are swept, padding included."""
-        return self.targets.pos.shape[1]
-
 
 def default_lanes(platform: str, per_layer: np.ndarray, T: int, D: int) -> int:
     """How many targets are swept together where the caller does not say, with so many features in each layer.
@@ -187,8 +182,8 @@ def sweep_rows(
 
     fill = partial(fill_first_layer, model, d, frozen, host(chosen.flat)[: store.n], store)
     if alone_on_a_cpu(frozen):
-        lanes = max(job.lanes_in_all for job in jobs)
-        beside = threads() if lanes <= streams(len(frozen.tokens), model.cfg.d_model) // threads() else 1
+        widest = max(job.targets.pos.shape[1] for job in jobs)
+        beside = threads(widest, len(frozen.tokens), model.cfg.d_model)
         _in_threads(jobs, lambda job: collect(job, launch(job)), fill, beside, progress)
     else:
         _in_order(jobs, launch, collect, progress)
@@ -226,9 +221,13 @@ def alone_on_a_cpu(frozen: Frozen) -> bool:
     return jax.default_backend() == "cpu" and jax.process_count() == 1 and len(frozen.value.devices()) == 1
 
 
-def threads() -> int:
-    """Chunks side by side on a CPU: one more than its cores, as one copies while the others multiply."""
-    return min(MOST_THREADS, (os.cpu_count() or 1) + 1)
+def threads(lanes: int, T: int, D: int) -> int:
+    """Chunks side by side on a CPU: one more than its cores, as one copies while the others multiply.
+
+    One alone where the cotangents of that many chunks would take too much memory.
+    """
+    most = min(MOST_THREADS, (os.cpu_count() or 1) + 1)
+    return most if lanes * most <= streams(T, D) else 1
 
 
 def _in_threads(

@@ -189,7 +189,7 @@ def _rows(a: Abstract, frozen: Any, one: Any, chosen: Any, plan: Sweeps, held: i
     r, given = a.request, (a.request.model, a.params, a.d, frozen, one)
     every = r.features == r.n_active and r.dictionary.kind != "neurons"
     whole = a.platform == "cpu" and every and worth_copying(frozen.index.size, r.features)
-    beside = threads() if a.platform == "cpu" and a.mesh.devices.size == 1 else 1
+    beside = threads(a.chunk, r.tokens, r.model.d_model) if a.platform == "cpu" and a.mesh.devices.size == 1 else 1
     for width, layers in sorted(plan.by_width.items()):
         if whole:
             made = compiled(cone_program, *given, n_pos=width, precision="highest")

@@ -53,7 +53,7 @@ def test_a_failure_ends_the_sweep(alone, monkeypatch):
     monkeypatch.setattr(expansion, "alone_on_a_cpu", lambda frozen: alone)
     with pytest.raises(MemoryError, match="no room"):
         traced("llama", chunk=1)
-    assert len(seen) <= 1 + max(expansion.threads(), expansion.AHEAD) + expansion.AHEAD
+    assert len(seen) <= 1 + max(expansion.threads(1, 8, 8), expansion.AHEAD) + expansion.AHEAD
 
 
 def test_what_a_window_hides_is_no_edge():
