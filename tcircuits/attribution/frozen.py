@@ -118,7 +118,7 @@ def neuron_features(cfg: ModelConfig, p: Mlp, x: Float[Array, "T D"]) -> tuple[A
     return h * factor, factor
 
 
-def _held(cfg: ModelConfig, acts: dict[str, Array], params: Params, resid: Array) -> Hold:
+def _held(cfg: ModelConfig, acts: dict[str, Array], pattern: Any, params: Params, resid: Array) -> Hold:
     """Patterns and denominators of the pass that `acts` recorded."""
 
     def scale(x: Array) -> Array:
@@ -132,7 +132,7 @@ def _held(cfg: ModelConfig, acts: dict[str, Array], params: Params, resid: Array
         post1 = scale(attn_raw if b_o is None else attn_raw + b_o[:, None])
         post2 = None if cfg.attn_only else scale(acts["mlp_raw"])
     norm2 = scale(acts["resid_pre" if cfg.parallel else "resid_mid"]) if not cfg.attn_only else None
-    return Hold(acts["pattern"], scale(acts["resid_pre"]), post1, norm2, post2, final)
+    return Hold(pattern, scale(acts["resid_pre"]), post1, norm2, post2, final)
 
 
 def _pad(x: Float[Array, "T M *X"], n_slots: int) -> Float[Array, "T C *X"]:
@@ -359,8 +359,8 @@ def _freeze(
     out, (keys, values), _ = forward_one(cfg, params, tokens, sites=tuple(dict.fromkeys(wanted)), depth=depth)
     resid, whole = out.acts["resid_post"][-1], partial(_empty_above, cfg.n_layers)
     acts = {site: x if site == "final_norm" else whole(x) for site, x in out.acts.items()}
-    acts["pattern"] = _scores(cfg, acts["q"], whole(keys)) if lean else wide(acts["pattern"])
-    hold = _held(cfg, acts, params, resid)
+    pattern = _scores(cfg, acts["q"], whole(keys)) if lean else wide(acts["pattern"])
+    hold = _held(cfg, acts, pattern, params, resid)
     slots, covered = (jnp.asarray(x) for x in coverage(d.cfg))
     unit = jnp.ones((cfg.n_layers, tokens.shape[0]), resid.dtype)
     post = unit if hold.norm2_post is None else hold.norm2_post
