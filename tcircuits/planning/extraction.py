@@ -77,15 +77,22 @@ def key_of(a: Abstract) -> Any:
     return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(a.mesh, PartitionSpec()))
 
 
+def _nodes(a: Abstract) -> int:
+    """Things of the tree."""
+    e, units = a.request.behaviour, units_of(a.request.model, ("head", "feature"), a.request.dictionary).n
+    assert e is not None
+    return min(e.nodes, units)
+
+
 def _gates(a: Abstract, s: Setting, held: int) -> Stage:
     """The whole training of gates on a tree of the graph's nodes."""
-    e = a.request.behaviour
+    e, nodes = a.request.behaviour, _nodes(a)
     assert e is not None
-    leaves = -(-e.nodes // LEAF)
+    leaves = -(-nodes // LEAF)
     levels, n_sets, whole = max(1, math.ceil(math.log2(leaves))), 2 * leaves, jnp.int32
-    tree = tuple(a.array((n,), whole) for n in (n_sets, n_sets, e.nodes, e.nodes))
+    tree = tuple(a.array((n,), whole) for n in (n_sets, n_sets, nodes, nodes))
     how = Learning(steps=e.steps, batch=e.batch)
-    start = a.array((e.nodes,), jnp.float32)
+    start = a.array((nodes,), jnp.float32)
     given = (a.params, a.d, None, prompts_of(a, e.prompts), tree, start, key_of(a))
     made = compiled(gates_program, s, how, e.prompts, levels, *given)
     return made.stage(f"gates, {e.steps} steps", held, made.work())
@@ -93,10 +100,10 @@ def _gates(a: Abstract, s: Setting, held: int) -> Stage:
 
 def _network(a: Abstract, held: int) -> Stage:
     """The whole training of the membership network, on the graphs of `behaviours` behaviours; every device has it."""
-    e = a.request.behaviour
+    e, nodes = a.request.behaviour, _nodes(a)
     assert e is not None
-    how, leaves = Training(), -(-e.nodes // LEAF)
-    n = e.nodes + 2 * leaves  # all levels: the nodes themselves, and the sets above them
+    how, leaves = Training(), -(-nodes // LEAF)
+    n = nodes + 2 * leaves  # all levels: the nodes themselves, and the sets above them
     edges, some = n * EDGES, e.behaviours
 
     def array(*shape: int, dtype: Any = jnp.float32) -> Any:
