@@ -2,6 +2,7 @@
 
     python -m experiments.algorithmic
     python -m experiments.algorithmic --names parity --dictionaries False
+    python -m experiments.algorithmic --names sorting --keep
 
 Addition modulo 113 as in Nanda et al. 2023 (arXiv 2301.05217): one layer, five seeds, and one model of two layers;
 parity of 4 to 10 bits; sorting of five different numbers below 30. Held-out texts are fixed in `tasks.algorithms`. Each
@@ -11,14 +12,15 @@ same; each has the commit that it was measured at.
 
 For addition: key frequencies of the embedding, restricted and excluded loss (`experiments.algorithms.fourier`), at the
 end and along the way, and how many neurons are tuned to one frequency. For all: transcoders trained by the package's
-trainer (the two-layer model has a cross-layer set too), beside the neurons. A model takes 4 to 9 minutes of a core;
-what was stopped goes on where it was (`build/algorithmic`).
+trainer (models of two layers have a cross-layer set too), beside the neurons. A model takes 4 to 9 minutes of a core;
+what was stopped goes on where it was (`build/algorithmic`). `--keep` takes models that are there as they are, and
+trains the dictionaries that are not.
 """
 
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,7 @@ SPECS = {
     **{name: Spec("addition", _mod(name), Recipe(seed=i)) for i, name in enumerate(folders.SEEDS)},
     folders.DEEPER: Spec("addition", _mod(folders.DEEPER, n_layers=2, d_mlp=256), kinds=("transcoder", "clt")),
     "parity": Spec("parity", small.parity, Recipe(weight_decay=0.3, after=900)),
-    "sorting": Spec("sorting", small.sorting, Recipe(weight_decay=0.1, after=600)),
+    "sorting": Spec("sorting", small.sorting, Recipe(weight_decay=0.1, after=600), kinds=("transcoder", "clt")),
 }
 
 
@@ -68,6 +70,8 @@ class Config:
     """Of the models."""
     dictionaries: bool = True
     """Train transcoders as well."""
+    keep: bool = False
+    """Keep models and dictionaries that are there, with their figures in the stored result; train what is missing."""
     features: int = 256
     """Of a layer."""
     k: int = 16
@@ -189,14 +193,16 @@ def written(d: tc.Transcoders, folder: Path, model: tc.Model) -> tc.Transcoders:
     return tc.load_transcoders(folder, model=model)
 
 
-def sets(cfg: Config, name: str, model: tc.Model, folder: Path, work: Path) -> dict[str, Any]:
-    """Dictionaries of a model, and their worth on held-out rows."""
-    spec, found = SPECS[name], {}
+def sets(
+    cfg: Config, name: str, model: tc.Model, folder: Path, work: Path, known: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Dictionaries of a model, and their worth on held-out rows; those whose figures are known are kept."""
+    spec, found = SPECS[name], dict(known or {})
     rows = dictionaries.rows_of(spec.task, held_out=True)
     answers = dictionaries.answers_of(spec.task, rows)
     drawn = dictionaries.Rows(spec.task, dictionaries.rows_of(spec.task, held_out=False))
     sizes = {"features": cfg.features, "k": cfg.k, "tokens": cfg.tokens}
-    for kind in spec.kinds:
+    for kind in (kind for kind in spec.kinds if kind not in found):
         d = dictionaries.trained(model, drawn, kind, work / f"{kind}-{cfg.features}-{cfg.k}", **sizes)
         d = written(d, folder / FOLDERS[kind], model)
         found[kind] = dictionaries.worth(model, d, rows, answers)
@@ -222,6 +228,17 @@ def finished(cfg: Config, name: str) -> dict[str, Any]:
     draft.write_text(json.dumps(found, allow_nan=False, default=plain), encoding="utf-8")
     draft.replace(path)
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def kept(cfg: Config, name: str) -> dict[str, Any]:
+    """The stored figures of a model that is there, with those of dictionaries that were missing."""
+    folder, stored = folder_of(cfg, name), earlier(replace(cfg, names=()))
+    if not folder.is_dir() or name not in stored:
+        raise SystemExit(f"nothing to keep: {name} is not at {folder}, or the stored result does not have it")
+    found, model = stored[name], tc.load_model(folder)
+    work = (cfg.work or ROOT / "build/algorithmic") / name
+    every = sets(cfg, name, model, folder, work, found["dictionaries"])
+    return found | {"dictionaries": every, "bytes": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())}
 
 
 def one(cfg: Config, name: str) -> dict[str, Any]:
@@ -260,7 +277,7 @@ def main(cfg: Config) -> None:
     """Train, write, measure; the result is written after each model."""
     found = earlier(cfg) if cfg.out is None else {}
     for name in cfg.names:
-        found[name] = finished(cfg, name)
+        found[name] = (kept if cfg.keep else finished)(cfg, name)
         if cfg.out is None:
             save("algorithmic", cfg, {"models": found})
         show(name, [_line(name, found[name])])

@@ -17,6 +17,7 @@ from tcircuits.tasks.algorithms import trained_sums
 from tcircuits.types import InputError
 
 SAVED = (*folders.PACKAGED, *(name for name in folders.SEEDS if name not in folders.PACKAGED), folders.DEEPER)
+DEEP = (folders.DEEPER, "sorting")
 TASK = {name: spec.task for name, spec in algorithmic.SPECS.items()}
 
 
@@ -204,7 +205,9 @@ def test_the_whole_table_is_right_by_the_known_algorithm(name):
 
 
 @pytest.mark.slow  # a program of evaluation for every size of model
-@pytest.mark.parametrize(("name", "kind"), [*((name, "transcoder") for name in SAVED), (folders.DEEPER, "clt")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [*((name, "transcoder") for name in SAVED), *((name, "clt") for name in DEEP)]
+)
 def test_with_their_transcoders_models_still_answer(name, kind):
     model = tc.load_model(folders.reference(name))
     source = folders.own_set(name) if kind == "transcoder" else folders.home(name) / algorithmic.FOLDERS[kind]

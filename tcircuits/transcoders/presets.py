@@ -115,15 +115,15 @@ def _tiny() -> Iterator[Preset]:
 def _algorithms() -> Iterator[Preset]:
     """Those of the embedded models that compute a known function, trained by `experiments.algorithmic`."""
     folder = Path(__file__).resolve().parents[1] / "assets" / "algorithms"
-    sets = [(model, "transcoders") for model in ALGORITHMS]
-    sets += [(model, "clt") for model in ALGORITHMS if model == "mod113-two-layers"]
-    for model, name in sets:
+    for model, name in ((model, name) for model in ALGORITHMS for name in ("transcoders", "clt")):
+        if not (folder / model / name).is_dir():
+            continue
         yield Preset(
             name=f"{model}-{name}",
             model=model,
             references=(str(folder / model / name),),
             kind="clt" if name == "clt" else "transcoder",
-            n_layers=2 if model in ("mod113-two-layers", "sorting") else 1,
+            n_layers=2 if model == "sorting" else 1,
             d_feature=256,
             reads="mlp_in",
             writes="mlp_out",
