@@ -16,7 +16,7 @@ import numpy as np
 from tcircuits.attribution import specify
 from tcircuits.attribution.checks import check_finite, check_match, check_prompt
 from tcircuits.attribution.expansion import store_for, sweep_rows
-from tcircuits.attribution.frozen import Frozen, default_slots, freeze, read_by
+from tcircuits.attribution.frozen import Frozen, freeze, read_by
 from tcircuits.attribution.graph import Graph, TargetNode
 from tcircuits.attribution.memory import check_memory, lean, streams
 from tcircuits.attribution.narrowing import narrowed, whole_numbers
@@ -28,6 +28,7 @@ from tcircuits.attribution.rows import effects
 from tcircuits.attribution.select import Selection, select_top
 from tcircuits.attribution.settings import Settings, check_settings
 from tcircuits.attribution.sketch import PROBES, influence_sketch
+from tcircuits.attribution.slots import default_slots
 from tcircuits.attribution.targets import Targets
 from tcircuits.attribution.timing import Timings
 from tcircuits.compiling import compiled

@@ -13,13 +13,14 @@ from tcircuits.attribution.attribute import assemble, count_active, origin_rule
 from tcircuits.attribution.checks import check_finite, check_match, check_prompt
 from tcircuits.attribution.expand import expand
 from tcircuits.attribution.expansion import fill_first_layer, store_for
-from tcircuits.attribution.frozen import Frozen, default_slots, freeze
+from tcircuits.attribution.frozen import Frozen, freeze
 from tcircuits.attribution.graph import Graph
 from tcircuits.attribution.memory import check_memory
 from tcircuits.attribution.narrowing import narrowed, whole_numbers
 from tcircuits.attribution.outputs import resolve
 from tcircuits.attribution.row_store import RowStore
 from tcircuits.attribution.settings import Settings, check_settings
+from tcircuits.attribution.slots import default_slots
 from tcircuits.attribution.targets import Targets, pad_targets
 from tcircuits.compiling import compiled
 from tcircuits.numerics import bucket

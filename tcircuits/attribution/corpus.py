@@ -26,7 +26,8 @@ import numpy as np
 from tcircuits.attribution.attribute import count_active
 from tcircuits.attribution.checks import check_feature, check_match
 from tcircuits.attribution.direct_sums import direct_sums, target_slots
-from tcircuits.attribution.frozen import default_slots, freeze
+from tcircuits.attribution.frozen import freeze
+from tcircuits.attribution.slots import default_slots
 from tcircuits.models.forward import Hold
 from tcircuits.numerics import bucket
 from tcircuits.parallel import host

@@ -19,7 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tcircuits.attribution.frozen import coverage, freeze, neuron_features
+from tcircuits.attribution.frozen import coverage, freeze
+from tcircuits.attribution.slots import neuron_features
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.edits import END, Edit, Mode
 from tcircuits.models.forward import Hold, MlpHook, forward_one

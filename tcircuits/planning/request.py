@@ -68,7 +68,7 @@ class Request:
 
     @property
     def default_slots(self) -> int:
-        """Slots that always suffice (`frozen.default_slots`)."""
+        """Slots that always suffice (`slots.default_slots`)."""
         d = self.dictionary
         return d.k if d.activation == "topk" and d.k and d.fill == "error" else d.d_feature
 

@@ -10,7 +10,7 @@ import numpy as np
 from tcircuits.attribution import specify
 from tcircuits.attribution.attribute import describe, origin_rule
 from tcircuits.attribution.checks import check_finite, check_match, check_prompt
-from tcircuits.attribution.frozen import Frozen, default_slots, freeze
+from tcircuits.attribution.frozen import Frozen, freeze
 from tcircuits.attribution.graph import TargetNode
 from tcircuits.attribution.memory import free_gb
 from tcircuits.attribution.narrowing import narrowed
@@ -29,6 +29,7 @@ from tcircuits.attribution.paths.graph import PathGraph, assemble
 from tcircuits.attribution.paths.progress import begin, tables
 from tcircuits.attribution.paths.search import Root, root_from, search
 from tcircuits.attribution.settings import Settings
+from tcircuits.attribution.slots import default_slots
 from tcircuits.attribution.timing import Timings
 from tcircuits.compiling import compiled
 from tcircuits.numerics import bucket
