@@ -4,13 +4,14 @@ python -m experiments.figures            prints the table
 python -m experiments.figures --write    puts it between the markers in README.md
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.figures_circuits import circuit_rows
 from experiments.figures_hierarchy import tree_rows
 from experiments.figures_speed import extraction_rows, speed_rows
-from experiments.reading import Row, read
+from experiments.reading import RESULTS, Row, read
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- figures: written by `make figures` -->"
@@ -313,14 +314,19 @@ def table() -> str:
     lines = ["| what | figure | command |", "|---|---|---|"]
     lines += [f"| {what} | {figure} | `python -m {where}` |" for what, figure, where in rows]
     h, v = read("trace_smollm2")["hardware"], read("trace_smollm2")["versions"]
-    machine = f"{h['cpu']}, {h['cores']} cores, {h['memory_gb']:.0f} GB, Python {v['python']}, jax {v['jax']}"
+    every = [read(path.stem)["hardware"] for path in sorted(RESULTS.glob("*.json"))]
+    alike = [x for x in every if (x["platform"], x["cores"]) == ("cpu", h["cores"])]
+    counts = Counter(x["cpu"] for x in alike)
+    machine = f"machines of {h['cores']} cores and {h['memory_gb']:.0f} GB ("
+    machine += ", ".join(f"{cpu}: {n} results" for cpu, n in counts.most_common())
+    machine += f"), Python {v['python']}, jax {v['jax']}"
     names = ("trace_smollm2", "bench_attribution")
     load = [read(name)["hardware"]["load_average"] for name in names]
     busy = (
         f" Load average then: trace {load[0]:.1f}, benchmark {load[1]:.1f}. Above the number of cores other programs "
         "took part of the machine: such times are upper bounds, and ratios of them only rough."
     )
-    return "\n".join([*lines, "", f"Measured on {machine}; the result files say with which commit.{busy}"])
+    return "\n".join([*lines, "", f"Measured on {machine}; the result files say on which and with which commit.{busy}"])
 
 
 def with_table(readme: str) -> str:
