@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tcircuits.attribution.frozen import Frozen, decoder_rows
+from tcircuits.attribution.frozen import Frozen, rows_in_slots
 from tcircuits.attribution.linear import layer, norm_down, token_vectors
 from tcircuits.attribution.maps import Maps
 from tcircuits.models.blockwise import Scores, mix_down, pattern_rows
@@ -113,7 +113,7 @@ class Descent(Maps):
         if self.d.cfg.kind == "neurons":
             assert self.params.blocks.mlp is not None
             return g @ wide(self.params.blocks.mlp.w_out[m]).T
-        return jnp.einsum("TBD,TCD->TBC", g, decoder_rows(self.d, self.frozen, i, m, self.n))
+        return jnp.einsum("TBD,TCD->TBC", g, rows_in_slots(self.d, self.frozen, i, m, self.n))
 
     def reads(self, m: Any, written: Array, acc: Any) -> tuple[Float[Array, "n B C"], Any]:
         """Attributions of layer m's features, complete once m is read, as no feature writes below its own layer."""

@@ -93,7 +93,7 @@ def read_by(
     return normalised(cfg, x) if dictionaries.reads == "normalized" and params.blocks.norm2 is not None else x
 
 
-def decoder_rows(d: Transcoders, f: Frozen, i: Any, m: Any, n: int | None = None) -> Float[Array, "n C D"]:
+def rows_in_slots(d: Transcoders, f: Frozen, i: Any, m: Any, n: int | None = None) -> Float[Array, "n C D"]:
     """Rows that layer i's features write to layer m with, at the first n positions (None: all): kept, or looked up."""
     n, number = n or len(f.tokens), pair(d.cfg, i, m)
     if f.decoder is not None:

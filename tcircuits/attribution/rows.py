@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from tcircuits.attribution.descent import Descent
-from tcircuits.attribution.frozen import Frozen, decoder_rows
+from tcircuits.attribution.frozen import Frozen, rows_in_slots
 from tcircuits.attribution.maps import Maps
 from tcircuits.attribution.select import Selection, chosen_mask
 from tcircuits.attribution.targets import Targets, feature_vectors
@@ -73,7 +73,7 @@ class Sweep(Maps):
         if self.d.cfg.kind == "neurons":
             assert self.params.blocks.mlp is not None
             return jnp.einsum("BTD,CD->BTC", g, wide(self.params.blocks.mlp.w_out[m]))
-        return jnp.einsum("BTD,TCD->BTC", g, decoder_rows(self.d, self.frozen, i, m))
+        return jnp.einsum("BTD,TCD->BTC", g, rows_in_slots(self.d, self.frozen, i, m))
 
     def features(self, m: Any, r: Float[Array, "B T C"]) -> Float[Array, "B T D"]:
         """From feature activations of layer m to the stream: their encoders, gates and norms, transposed."""

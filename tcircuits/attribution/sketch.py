@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tcircuits.attribution.frozen import Frozen, coverage, decoder_rows, read_up, skip_up
+from tcircuits.attribution.frozen import Frozen, coverage, read_up, rows_in_slots, skip_up
 from tcircuits.attribution.linear import block_up, norm_up, token_vectors
 from tcircuits.attribution.rows import Sweep, accumulator, source_reads
 from tcircuits.attribution.targets import Targets
@@ -61,7 +61,7 @@ def _feature_output(sweep: Sweep, key: Array, i: Any, m: Any, R: int) -> Float[A
     if sweep.d.cfg.kind == "neurons":
         assert sweep.params.blocks.mlp is not None
         return jnp.einsum("RTC,CD->RTD", c, wide(sweep.params.blocks.mlp.w_out[m]))
-    return jnp.einsum("RTC,TCD->RTD", c, decoder_rows(sweep.d, f, i, m))
+    return jnp.einsum("RTC,TCD->RTD", c, rows_in_slots(sweep.d, f, i, m))
 
 
 def _read_features(sweep: Sweep, m: Any, x: Float[Array, "R T D"]) -> Float[Array, "R T C"]:

@@ -86,17 +86,17 @@ def test_no_pattern_of_the_whole_prompt_is_made():
     T, H = 96, m.cfg.n_heads
     tokens = jnp.zeros(T, jnp.int32)
 
-    def largest(lean):
+    def makes_it(lean):
         jaxpr = jax.make_jaxpr(lambda p, d, t: freeze(m.cfg, p, d, t, n_slots=16, lean=lean))(m.params, d, tokens)
         return f"f32[{H},{T},{T}]" in str(jaxpr) or f"f32[{m.cfg.n_kv_heads},{H // m.cfg.n_kv_heads},{T},{T}]" in str(
             jaxpr
         )
 
-    assert largest(False)
+    assert makes_it(False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blockwise, "BLOCK", 16)
         patch.setattr(forward, "LONG", 1)
-        assert not largest(True)
+        assert not makes_it(True)
 
 
 @pytest.mark.usefixtures("blocks")
