@@ -1,9 +1,11 @@
 """Dictionaries of the embedded model: transcoders, skip and cross-layer transcoders of all its layers.
 
     python -m experiments.tiny_dictionaries
+    python -m experiments.tiny_dictionaries --keep
     python -m experiments.tiny_dictionaries --model experiments/models/tiny-gpt2-1 --curve
 
-The second is for a model that `experiments.tiny_lm` wrote: its sets and figures go into the model's folder.
+The second measures the package's own sets as they are and trains only those of the curve. The third is for a model
+that `experiments.tiny_lm` wrote: its sets and figures go into the model's folder.
 
 Trained on the text that the model saw last (prose and grammars, `experiments.lm.rows`), drawn anew, by the package's
 own trainer: 1,024 features a layer, BatchTopK, written as JumpReLU, which every reader of circuit-tracer's files
@@ -20,7 +22,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +49,10 @@ class Config:
 
     model: Path | None = None
     """Folder of another small model; the embedded one."""
+    kinds: tuple[Literal["transcoder", "skip", "clt"], ...] = ("transcoder", "skip", "clt")
+    """Sets of `k` features."""
+    keep: bool = False
+    """Measure the sets of `k` features that are in their folder, and train the others."""
     features: int = 1024
     """Of a layer."""
     k: int = 15
@@ -149,15 +155,18 @@ def main(cfg: Config) -> None:
     out, work = cfg.out or home, cfg.work or ROOT / "build" / f"{home.name}-dictionaries"
     held_out = rows.held_out(text, cfg.rows, CONTEXT)
     found: dict[str, Any] = {}
-    for kind, k in [*((kind, cfg.k) for kind in PACKAGED), *(("transcoder", k) for k in cfg.curve)]:
-        d = trained(cfg, model, text, kind, k, work)
-        if k == cfg.k:
-            d = written(d, out / PACKAGED[kind], model)
+    for kind, k in [*((kind, cfg.k) for kind in cfg.kinds), *(("transcoder", k) for k in cfg.curve)]:
+        own = out / PACKAGED[kind] if k == cfg.k else None
+        if own and cfg.keep and own.is_dir():
+            d = tc.load_transcoders(own, model=model)
+        else:
+            d = trained(cfg, model, text, kind, k, work)
+            d = written(d, own, model) if own else d
         found[f"{kind}-{k}"] = figures(evaluate(model, d, held_out, batch=32)) | dead(cfg, model, d, text)
         found[f"{kind}-{k}"] |= {"kind": kind, "k": k}
         print(_line(found[f"{kind}-{k}"]), flush=True)
     show("held-out text, all MLPs replaced", [_line(f) for f in found.values()])
-    sizes = {name: sum(p.stat().st_size for p in (out / name).iterdir()) for name in PACKAGED.values()}
+    sizes = {PACKAGED[kind]: sum(p.stat().st_size for p in (out / PACKAGED[kind]).iterdir()) for kind in cfg.kinds}
     told = {"sets": found, "bytes": sizes}
     if cfg.model is None:
         save("tiny_dictionaries", cfg, told)

@@ -1,6 +1,7 @@
-"""Does a transcoder lose less than an SAE on the MLP's output at equal L0? The paper's claim, on the embedded model.
+"""Does a transcoder lose less than an SAE on the MLP's output at equal L0? The paper's claim, on a small model.
 
     python -m experiments.transcoder_against_sae
+    python -m experiments.transcoder_against_sae --model experiments/models/tiny-gpt2-0
 
 Dunefsky et al. 2024, section 4.2 and Figure 3: each MLP is replaced alone, by what a dictionary writes; L0 against the
 cross-entropy. Transcoders and SAEs on the MLP's output are trained by `sweep` in one process, on the
@@ -37,6 +38,8 @@ from tcircuits.transcoders.training.sweep import sweep
 class Config:
     """The grid."""
 
+    model: Path | None = None
+    """Folder of another small model, which gets a result of its own; the embedded one."""
     k: tuple[int, ...] = (16, 32, 64, 128)
     """Features on."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -49,8 +52,8 @@ class Config:
     """Tokens of a step."""
     rows: int = 64
     """Held-out rows of 128 tokens."""
-    work: Path = ROOT / "build/transcoder-against-sae"
-    """The sweep."""
+    work: Path | None = None
+    """The sweep; build/transcoder-against-sae."""
 
 
 Found = dict[str, Evaluation]
@@ -111,16 +114,17 @@ def curves(members: Sequence[Member], found: dict[str, Evaluation]) -> list[dict
 
 def measured(cfg: Config, model: tc.Model, members: Sequence[Member]) -> Found:
     """The evaluation of every member; what `work` has of it is read."""
-    folders = {m.name: cfg.work / "members" / m.name for m in members}
+    work = cfg.work or ROOT / "build" / "-".join(["transcoder-against-sae", *([cfg.model.name] if cfg.model else [])])
+    folders = {m.name: work / "members" / m.name for m in members}
     if all((folder / FILE).exists() for folder in folders.values()):
         return {name: load_evaluation(folder / FILE) for name, folder in folders.items()}
-    text = rows.text_of(ASSETS)
+    text = rows.text_of(cfg.model or ASSETS)
 
     def watch(row: dict[str, Any]) -> None:
         print(f"step {row['step']} of {cfg.tokens // cfg.batch}, {row['tokens_per_second']:.0f} tokens/s", flush=True)
 
     fill, drawn = Fill(CONTEXT, 64, 32), rows.Drawn(text, CONTEXT, 1)
-    done = sweep(model, members, drawn, cfg.work, fill=fill, checkpoint_every=2, watch=watch)
+    done = sweep(model, members, drawn, work, fill=fill, checkpoint_every=2, watch=watch)
     if done.status != "done":
         raise SystemExit(f"stopped at step {done.step}; the same command goes on")
     return evaluate_members(model, done.made, rows.held_out(text, cfg.rows, CONTEXT, seed=2), folders, batch=32)
@@ -128,7 +132,7 @@ def measured(cfg: Config, model: tc.Model, members: Sequence[Member]) -> Found:
 
 def main(cfg: Config) -> None:
     """Sweep, evaluate, compare."""
-    model = tc.load_model("tiny")
+    model = tc.load_model(cfg.model or "tiny")
     options: Any = {"kinds": cfg.kinds, "k": cfg.k, "seeds": cfg.seeds, "tokens": cfg.tokens, "batch": cfg.batch}
     members = grid(model.cfg, expansions=(8,), **options)
     found = measured(cfg, model, members)
@@ -144,7 +148,8 @@ def main(cfg: Config) -> None:
     levels = {"original": first.ce_original, "zero": [r.ce["zero"] for r in first.replaced],
               "mean": [r.ce["mean"] for r in first.replaced]}  # fmt: skip
     figures = {"against_sae": against, "share": against["hold"] / against["pairs"], "table": table, "levels": levels}
-    save("transcoder_against_sae", cfg, figures | {"pairs": every, "curves": curves(members, found)})
+    figures |= {"pairs": every, "curves": curves(members, found)}
+    save("transcoder_against_sae", cfg, figures, variant=cfg.model.name if cfg.model else "")
 
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:
