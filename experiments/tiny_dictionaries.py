@@ -5,7 +5,7 @@
     python -m experiments.tiny_dictionaries --model experiments/models/tiny-gpt2-1 --curve
 
 The second measures the package's own sets as they are and trains only those of the curve. The third is for a model
-that `experiments.tiny_lm` wrote: its sets and figures go into the model's folder.
+that `experiments.tiny_lm` wrote: its sets go into the model's folder, and its result has the model's name.
 
 Trained on the text that the model saw last (prose and grammars, `experiments.lm.rows`), drawn anew, by the package's
 own trainer: 1,024 features a layer, BatchTopK, written as JumpReLU, which every reader of circuit-tracer's files
@@ -18,7 +18,6 @@ and the cross-entropy with each layer and with all MLPs replaced, of which share
 recovered, and how often the most likely token stays. Position 0 is the model's own.
 """
 
-import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import tcircuits as tc
-from experiments.common import ROOT, plain, save, show
+from experiments.common import ROOT, save, show
 from experiments.lm import rows
 from tcircuits.transcoders.evaluation.results import Evaluation
 from tcircuits.transcoders.evaluation.table import evaluate
@@ -168,12 +167,7 @@ def main(cfg: Config) -> None:
     show("held-out text, all MLPs replaced", [_line(f) for f in found.values()])
     sizes = {PACKAGED[kind]: sum(p.stat().st_size for p in (out / PACKAGED[kind]).iterdir()) for kind in cfg.kinds}
     told = {"sets": found, "bytes": sizes}
-    if cfg.model is None:
-        save("tiny_dictionaries", cfg, told)
-    else:
-        partial = out / "dictionaries.json.partial"
-        partial.write_text(json.dumps(told, indent=1, allow_nan=False, default=plain) + "\n", encoding="utf-8")
-        partial.replace(out / "dictionaries.json")
+    save("tiny_dictionaries", cfg, told, variant=cfg.model.name if cfg.model else "")
 
 
 def _line(f: dict[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,10 @@ greater-than (both the most likely token and the mass above YY), agreement and i
 of all grammars, what is below is listed, parts of a grammar too.
 
 Without options it writes the package's own folder, `tcircuits/assets/tiny`; other families and seeds go to
-`experiments/models/tiny-FAMILY-SEED`, their figures beside the weights.
+`experiments/models/tiny-FAMILY-SEED` and have a result of their own, `tiny_lm_FAMILY-SEED.json`.
 """
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -137,12 +136,8 @@ def main(cfg: Config) -> None:
     rows = [{"grammar": g, **p} for g, parts in found["accuracy_held_out"].items() for p in _rows(parts)]
     show("held-out accuracy", rows)
     show("held-out cross-entropy, nats a token", [{"text": k, "ce": v} for k, v in found["held_out_ce"].items()])
-    if (cfg.family, cfg.seed) == ("llama", 0):
-        save("tiny_lm", cfg, found)
-    else:
-        partial_file = out / "measured.json.partial"
-        partial_file.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        partial_file.replace(out / "measured.json")
+    embedded = (cfg.family, cfg.seed) == ("llama", 0)
+    save("tiny_lm", cfg, found, variant="" if embedded else f"{cfg.family}-{cfg.seed}")
 
 
 def _rows(parts: Any) -> list[dict[str, Any]]:

@@ -32,6 +32,8 @@ from tcircuits.transcoders.evaluation.replacement import features, push, written
 from tcircuits.types import Array, Bool, Float, Int
 
 Errors = Literal["keep", "ablate", "clean"]
+KEPT_BYTES = 2.5e8
+"""Of one sequence: where a gradient would keep more of the layers, it computes each anew on its way back."""
 
 
 @jax.tree_util.register_dataclass
@@ -115,12 +117,20 @@ def run(
         x, _, state, record = run_layer(cfg, block, x, number, kind, rope, view, tap, hook=live)
         return (x, state), (tap.kept, record)
 
+    if _kept_bytes(cfg, d, len(tokens)) > KEPT_BYTES:
+        step = jax.checkpoint(step, prevent_cse=False)
     mixed = {kind: (None, None) if mask is None else _by_layer(kind, mask[kind], reference) for kind in whole}
     layers = (params.blocks, jnp.arange(cfg.n_layers), layer_kinds(cfg), mixed)
     (x, _), (kept, record) = jax.lax.scan(step, (x, hook.state if hook else ()), layers)
     logits = logits_from(cfg, params, x, Tap((), (), 0, positions))
     f, error = (None, None) if hook is None else jax.tree.map(lambda a: a[jnp.asarray(units.layers)], record)
     return logits, Values(kept.get("z"), kept.get("attn_out"), kept.get("mlp_out"), f, error)
+
+
+def _kept_bytes(cfg: ModelConfig, d: Transcoders | None, length: int) -> float:
+    """About what a gradient keeps of one sequence: patterns, streams, the MLP's width and features, twice each."""
+    width = cfg.n_heads * length + 4 * cfg.d_model + cfg.d_mlp + (d.cfg.d_feature if d else 0)
+    return 4.0 * cfg.n_layers * length * 2 * width
 
 
 def _by_layer(kind: str, mask: Array, reference: Values | None) -> tuple[Array, Array]:

@@ -1,10 +1,13 @@
 """Scores against their definitions: finite differences, completeness of integrated gradients, single ablations."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core.primitives import remat_p
 
 from experiments.toys import random_model
-from tcircuits.circuits import scores
+from tcircuits.circuits import forward, scores
 from tcircuits.circuits.running import run_circuits
 from tcircuits.circuits.scores import unit_scores
 from tcircuits.circuits.units import units_of
@@ -18,8 +21,6 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 @pytest.fixture(scope="module", params=["plt-relu", "clt-relu"])
 def case(request):
-    import jax
-
     with jax.enable_x64(True):
         model = sized("llama")
         d, behaviour = dictionary_of(model, request.param), random_behaviour(model)
@@ -38,6 +39,26 @@ def test_gradients_are_finite_differences(case):
     slope = (m[::2] - m[1::2]) / (2 * step)
     np.testing.assert_allclose(found.by_prompt[:, chosen].T, slope, rtol=1e-4, atol=1e-6)
     assert (found.forwards, found.backwards) == (3 * 3, 3)
+
+
+def test_layers_computed_anew_give_the_same_gradient(case, monkeypatch):
+    model, d, behaviour, units = case
+    kept = unit_scores(model, behaviour, units, method="gradient", dictionary=d)
+    tokens, valid, heads = jnp.arange(8), jnp.ones(8, bool), units_of(model.cfg, ("head",))
+
+    def prepared():
+        """How many loops over layers have a body that is computed anew."""
+        whole = jax.make_jaxpr(lambda t: forward.run(model.cfg, model.params, None, heads, t, valid))(tokens)
+        loops = [e.params["jaxpr"].jaxpr for e in whole.jaxpr.eqns if e.primitive.name == "scan"]
+        return sum(e.primitive is remat_p for body in loops for e in body.eqns)
+
+    assert prepared() == 0
+    monkeypatch.setattr(forward, "KEPT_BYTES", 0.0)
+    assert prepared() == 1
+    jax.clear_caches()
+    anew = unit_scores(model, behaviour, units, method="gradient", dictionary=d)
+    jax.clear_caches()
+    np.testing.assert_allclose(anew.by_prompt, kept.by_prompt, rtol=1e-12, atol=1e-14)
 
 
 def test_integrated_gradients_add_up(case):
