@@ -14,12 +14,8 @@ taken in another order.
 """
 
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.common import ROOT, save, show
+from experiments.common import save, show
+from experiments.processes import finished, python, two
 from experiments.training_resume import Numbers
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.model import Model
@@ -70,6 +67,7 @@ RECIPES = {
     "nothing divides": _recipe("transcoder", "topk", FVU, F=63, k=4, batch=45),
 }
 FILLS = {"nothing divides": replace(FILL, rows=3)}
+HERE = "experiments.training_meshes"
 RESUMED = ("topk, skip", "clt topk, dense")
 
 
@@ -199,49 +197,12 @@ def go_on(home: Path, names: tuple[str, ...], shape: tuple[int, int], ways: tupl
             run_on(name, folder_of(home, name, way), make_mesh(shape))
 
 
-def python(call: str, devices: int, **env: str) -> subprocess.Popen:
-    """A call of this module in a process of its own."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    shared = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | env
-    program = f"from pathlib import Path; from experiments import training_meshes as t; t.{call}"
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [sys.executable, "-c", program], cwd=ROOT, env=shared, stdout=pipe, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def finished(*processes: subprocess.Popen) -> list[str]:
-    """What processes printed, once all have ended.
-
-    Raises:
-        RuntimeError: one failed.
-    """
-    try:
-        said = [process.communicate(timeout=1200)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, words in zip(processes, said, strict=True):
-        if process.returncode:
-            raise RuntimeError(words[-3000:])
-    return said
-
-
-def two(call: str) -> list[str]:
-    """A call in two processes of two devices each that work together."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        place = f"127.0.0.1:{s.getsockname()[1]}"
-    shared = {"TCIRCUITS_COORDINATOR": place, "TCIRCUITS_NUM_PROCESSES": "2"}
-    return finished(*[python(call, 2, TCIRCUITS_PROCESS_ID=str(i), **shared) for i in range(2)])
-
-
 def resumed(home: Path, names: tuple[str, ...]) -> list[dict[str, Any]]:
     """A row for each recipe and way to go on: how far its losses are from one device's."""
     where = f"Path({str(home)!r}), {names!r}"
-    finished(python(f"stopped_runs({where})", 8))
-    finished(python(f"go_on({where}, (2, 1), ('2x1',))", 2))
-    two(f"go_on({where}, (2, 2), ('two processes', 'two processes from the start'))")
+    finished(python(HERE, f"stopped_runs({where})", 8))
+    finished(python(HERE, f"go_on({where}, (2, 1), ('2x1',))", 2))
+    two(HERE, f"go_on({where}, (2, 2), ('two processes', 'two processes from the start'))")
     found = []
     for name in names:
         read = {run.name: folder.read_metrics(run) for run in folder_of(home, name, "x").parent.iterdir()}
@@ -261,7 +222,7 @@ def main(cfg: Config) -> None:
     call = f"save_meshes({cfg.recipes!r}, {cfg.meshes!r}, Path(OUT))"
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "rows.json"
-        finished(python(call.replace("OUT", repr(str(out))), 8))
+        finished(python(HERE, call.replace("OUT", repr(str(out))), 8))
         rows = json.loads(out.read_text())
     show("50 steps against one device", rows)
     worst = {"meshes": max(r["apart"] for r in rows), "resumed": max(r["apart"] for r in again)}

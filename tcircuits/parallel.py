@@ -1,13 +1,15 @@
 """Mesh, logical-axis rules and process start-up.
 
 Arrays name their axes by meaning ("heads", "vocab"); `RULES` says which mesh axis each is split over. Batches and
-targets go over "data"; heads, neurons, features and the vocabulary over "model"; everything else is replicated. To
+targets go over "data" (and over "model", where it divides no heads); heads, neurons, features and the vocabulary over
+"model"; everything else is replicated. To
 split parameters over both (models larger than one row of the mesh), pass `rules={**RULES, "embed": "data"}`.
 """
 
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
@@ -15,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from tcircuits.types import InputError
+from tcircuits.types import Array, InputError
 
 AXES = ("data", "model")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -86,6 +88,40 @@ def partition(spec: HasAxes, mesh: Mesh, rules: Mapping[str, str | None] = RULES
 def shardings(spec: Any, mesh: Mesh, rules: Mapping[str, str | None] = RULES) -> Any:
     """The tree `spec` (its leaves have `.shape` and `.axes`) with a `NamedSharding` in the place of each leaf."""
     return jax.tree.map(lambda s: NamedSharding(mesh, partition(s, mesh, rules)), spec)
+
+
+def mesh_of(x: Any) -> Mesh | None:
+    """The mesh of several devices that an array lies on, if it does."""
+    where = getattr(x, "sharding", None)
+    mesh = where.mesh if isinstance(where, NamedSharding) else None
+    return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Axes of a mesh over which things of one kind are spread that do not depend on each other: targets, probes."""
+
+    mesh: Mesh
+    axes: tuple[str, ...]
+
+    @property
+    def n(self) -> int:
+        """Parts."""
+        return math.prod(self.mesh.shape[a] for a in self.axes)
+
+    def __call__(self, x: Array, axis: int) -> Array:
+        """In a program: `x` with one axis spread, where n divides it; the compiler decides on the others."""
+        if self.n == 1 or x.shape[axis] % self.n:
+            return x
+        names = (self.axes if i == axis else PartitionSpec.UNCONSTRAINED for i in range(x.ndim))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*names)))
+
+
+def spread_of(mesh: Mesh | None, n_heads: int) -> Spread | None:
+    """Where targets go: over "data", and over "model" too where that divides no heads and so would do nothing."""
+    if mesh is None:
+        return None
+    return Spread(mesh, ("data",) if n_heads % mesh.shape["model"] == 0 else AXES)
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

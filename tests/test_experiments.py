@@ -33,6 +33,7 @@ HELPERS = {
         "common",
         "toys",
         "autodiff",
+        "processes",
         "format_cases",
         "rival_readers",
         "reading",

@@ -88,3 +88,32 @@ def test_the_graph_is_the_same_on_every_mesh(tmp_path):
     first, second = (np.load(tmp_path / f"process{i}.npz") for i in (0, 1))
     for key in first.files:
         np.testing.assert_array_equal(first[key], second[key])
+
+
+WORK = """
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+from tcircuits.models.config import ModelConfig
+from tcircuits.parallel import make_mesh
+from tcircuits.planning.programs import abstracted, stages
+from tcircuits.planning.request import Request
+from tcircuits.transcoders.config import TranscoderConfig
+
+jax.config.update("jax_enable_compilation_cache", False)  # a program that is read back has no text
+alone = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+cfg = ModelConfig("llama", 4, 96, 3, 3, 32, 384, 512, 128, rotary_dim=32)
+d = TranscoderConfig("transcoder", 4, 96, 256, (0, 1, 2, 3), "relu")
+for mesh in (alone, make_mesh((2, 2)), make_mesh((1, 4))):
+    made = stages(abstracted(Request(cfg, d, 32, 200, 16, 4, 64), mesh, 64))
+    print(*[s.cost.flops for s in made if s.name.startswith(("rows", "influence sketch"))])
+"""
+
+
+def test_a_device_of_four_does_its_share_of_the_rows_where_heads_do_not_divide(run_python):
+    """Three heads divide by no number of devices: targets and probes are spread over all of them instead."""
+    out = run_python(WORK, devices=4).stdout
+    one, *others = [np.array(line.split(), float) for line in out.splitlines()]
+    assert len(others) == 2
+    for other in others:
+        assert (other <= one / 3.6).all(), other / one

@@ -15,7 +15,7 @@ import numpy as np
 
 from tcircuits.attribution import specify
 from tcircuits.attribution.checks import check_finite, check_match, check_prompt
-from tcircuits.attribution.expansion import store_for, sweep_rows
+from tcircuits.attribution.expansion import spread_for, store_for, sweep_rows
 from tcircuits.attribution.frozen import Frozen, freeze, read_by
 from tcircuits.attribution.graph import Graph, TargetNode
 from tcircuits.attribution.memory import check_memory, lean, streams
@@ -42,7 +42,7 @@ from tcircuits.types import Array
 freeze_program = compiled(freeze, static_argnames=("cfg", "n_slots", "lean"))
 SCORE_PROGRAMS = {
     "effect": compiled(effects, static_argnames=("cfg",)),
-    "influence": compiled(influence_sketch, static_argnames=("cfg", "n_probes")),
+    "influence": compiled(influence_sketch, static_argnames=("cfg", "n_probes", "spread")),
 }
 select_program = compiled(select_top, static_argnames=("n",))
 
@@ -161,7 +161,8 @@ def _select(
     else:
         rule = partial(SCORE_PROGRAMS[s.selection], model.cfg, model.params, d, frozen)
         if s.selection == "influence":
-            rule = partial(rule, n_probes=min(PROBES, streams(T, model.cfg.d_model)))
+            probes = min(PROBES, streams(T, model.cfg.d_model))
+            rule = partial(rule, n_probes=probes, spread=spread_for(model))
         score = sum((rule(t) for t in chunks), jnp.zeros_like(frozen.value))
         flat = host(select_program(score, frozen.valid, n=n).flat)
     flat = flat.astype(np.int32)

@@ -21,6 +21,7 @@ from tcircuits.attribution.maps import Maps
 from tcircuits.models.blockwise import Scores, mix_down, pattern_rows
 from tcircuits.models.forward import Hold
 from tcircuits.numerics import wide
+from tcircuits.parallel import Spread
 from tcircuits.types import Array, Float
 
 
@@ -33,10 +34,18 @@ def cut(x: Array, index: Any, n: int) -> Array:
 
 @dataclass(frozen=True)
 class Descent(Maps):
-    """The maps of one frozen prompt over its first `n` positions; lives for one trace."""
+    """The maps of one frozen prompt over its first `n` positions; lives for one trace.
+
+    With `spread`, each device carries cotangents of its own targets.
+    """
 
     frozen: Frozen
     n: int
+    spread: Spread | None = None
+
+    def apart(self, g: Float[Array, "n B D"]) -> Float[Array, "n B D"]:
+        """Cotangents, targets spread."""
+        return g if self.spread is None else self.spread(g, 1)
 
     @property
     def hold(self) -> Hold:
@@ -69,15 +78,15 @@ class Descent(Maps):
         w_o, w_v = block.attn.w_o, block.attn.w_v
         (n, B, D), (H, K), G = g.shape, w_o.shape[:2], w_v.shape[1]
         g = norm_down(self.cfg, block.norm1_post, None if h.norm1_post is None else self.along(h.norm1_post), g)
-        read = (g.reshape(n * B, D) @ w_o.reshape(H * K, D).T).reshape(n, B, G, H // G, K)
+        read = (g @ w_o.reshape(H * K, D).T).reshape(n, B, G, H // G, K)
         read = read.transpose(2, 3, 0, 1, 4)
         if isinstance(h.pattern, Scores):
             moved = mix_down(self.cfg, h.pattern, read.reshape(G, H // G, n, B * K))
         else:
             read = read.reshape(G, H // G * n, B * K)
             moved = jnp.einsum("GTS,GTX->GSX", h.pattern.reshape(G, H // G * n, n), read)
-        moved = moved.reshape(G, n, B, K).transpose(1, 2, 0, 3).reshape(n * B, G * K)
-        back = (moved @ w_v.reshape(D, G * K).T).reshape(n, B, D)
+        moved = moved.reshape(G, n, B, K).transpose(1, 2, 0, 3).reshape(n, B, G * K)
+        back = moved @ w_v.reshape(D, G * K).T
         return norm_down(self.cfg, block.norm1, None if h.norm1 is None else self.along(h.norm1), back)
 
     def attention_from(self, m: Any, pos: Array, vec: Float[Array, "B D"]) -> Float[Array, "n B D"]:
@@ -88,25 +97,26 @@ class Descent(Maps):
         vec = norm_down(self.cfg, block.norm1_post, None if h.norm1_post is None else h.norm1_post[pos], vec)
         read = (vec @ w_o.reshape(H * K, D).T).reshape(B, G, H // G, 1, K)
         rows = pattern_rows(self.cfg, h.pattern, pos, n).transpose(1, 0, 2).reshape(B, G, H // G, n, 1)
-        moved = (rows * read).sum(2).transpose(2, 0, 1, 3).reshape(n * B, G * K)
-        back = (moved @ w_v.reshape(D, G * K).T).reshape(n, B, D)
+        moved = (rows * read).sum(2).transpose(2, 0, 1, 3).reshape(n, B, G * K)
+        back = moved @ w_v.reshape(D, G * K).T
         return norm_down(self.cfg, block.norm1, None if h.norm1 is None else self.along(h.norm1), back)
 
     def start(self, top: Any, pos: Array, vec: Float[Array, "B D"]) -> Float[Array, "n B D"]:
         """The cotangent of targets at layer `top`, carried below that layer's attention (sequential blocks)."""
         B, D = vec.shape
-        g = jnp.zeros((self.n, B, D), vec.dtype).at[pos, jnp.arange(B)].set(vec, mode="drop")
+        g = self.apart(jnp.zeros((self.n, B, D), vec.dtype).at[pos, jnp.arange(B)].set(vec, mode="drop"))
         if self.cfg.parallel:
             return g
         last = self.cfg.n_layers - 1
-        return jax.lax.cond(
+        g = jax.lax.cond(
             top <= last, lambda g: g + self.attention_from(jnp.minimum(top, last), pos, vec), lambda g: g, g
         )
+        return self.apart(g)
 
     def below(self, m: Any, g: Array, written: Array) -> Float[Array, "n B D"]:
         """From the stream after layer m to the stream before it."""
         middle = g + self.skip(m, written)
-        return middle + self.attention(m, g if self.cfg.parallel else middle)
+        return self.apart(middle + self.attention(m, g if self.cfg.parallel else middle))
 
     def read(self, i: Any, m: Any, g: Float[Array, "n B D"]) -> Float[Array, "n B C"]:
         """<decoder row of layer i's features to layer m, g>, not yet times the activation."""

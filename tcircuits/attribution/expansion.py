@@ -32,16 +32,16 @@ from tcircuits.attribution.targets import Targets, pad_targets
 from tcircuits.compiling import compiled
 from tcircuits.models.config import ModelConfig
 from tcircuits.numerics import bucket
-from tcircuits.parallel import host
+from tcircuits.parallel import Spread, host, mesh_of, spread_of
 from tcircuits.transcoders.dictionary import Transcoders
 
 # The compiled programs; `planning` compiles the same ones for machines that are not there.
-rows_program = compiled(rows, static_argnames=("cfg", "per_layer", "n_pos", "precision"))
-cone_program = compiled(cone, static_argnames=("cfg", "n_pos", "precision"))
+rows_program = compiled(rows, static_argnames=("cfg", "per_layer", "n_pos", "precision", "spread"))
+cone_program = compiled(cone, static_argnames=("cfg", "n_pos", "precision", "spread"))
 chunk_program = compiled(chunk_features, static_argnames=("cfg", "size", "n_chunks"))
 
-padded = compiled(pad_targets, static_argnames=("size",))
 one_chunk = compiled(lambda targets, q: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, q, 1), targets))
+padded = compiled(pad_targets, static_argnames=("size",))
 
 MOST_PADDING = 3  # slots for each that is active, up to which copying all of them beats picking columns
 MOST_THREADS, AHEAD, WIDTHS = 8, 3, 4
@@ -81,6 +81,17 @@ def default_lanes(platform: str, per_layer: np.ndarray, T: int, D: int) -> int:
         lanes = min(max(CPU_POSITIONS * int(per_layer.sum()) // max(L * T, 1), low), high)
     chunks = max(1, -(-most // lanes))
     return max(step, -(-most // (chunks * step)) * step)
+
+
+def spread_for(model: Any) -> Spread | None:
+    """Over which devices targets of a model are spread."""
+    return spread_of(mesh_of(model.params.embed), model.cfg.n_heads)
+
+
+def divided(lanes: int, spread: Spread | None) -> int:
+    """So many lanes, or a few more, so that every device has as many."""
+    n = 1 if spread is None else spread.n
+    return -(-lanes // n) * n
 
 
 def store_for(cfg: ModelConfig, frozen: Frozen, flat: np.ndarray, nodes: list[TargetNode], leaves: bool) -> RowStore:
@@ -134,6 +145,7 @@ def jobs_of(
     """Chunks of the targets, and then of the features that the store wants from a sweep."""
     T, per_layer, out, row = store.live.shape[1], np.diff(host(chosen.start)), [], store.n
     lanes = lanes or default_lanes(jax.default_backend(), per_layer, T, model.cfg.d_model)
+    lanes = divided(lanes, spread_for(model))
     for targets in outputs:  # as wide as the features' chunks, so that one program serves both
         valid = np.flatnonzero(host(targets.valid)[0])
         value, wide = host(targets.value)[0, valid], padded(targets, size=max(lanes, targets.pos.shape[1]))
@@ -163,15 +175,16 @@ def sweep_rows(
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Fill the store with the rows of all targets and selected features."""
-    jobs = jobs_of(model, d, frozen, chosen, outputs, store, lanes)
+    jobs, spread = jobs_of(model, d, frozen, chosen, outputs, store, lanes), spread_for(model)
     whole = packed(frozen, store)
     per_layer = bucket(int(np.diff(host(chosen.start)).max(initial=1)), 64)
 
     def launch(job: Job) -> Any:
         given = (model.cfg, model.params, d, frozen, one_chunk(job.targets, job.q))
+        how: dict[str, Any] = {"n_pos": job.n_pos, "precision": precision, "spread": spread}
         if whole:
-            return cone_program(*given, n_pos=job.n_pos, precision=precision)
-        return rows_program(*given, chosen, per_layer=per_layer, n_pos=job.n_pos, precision=precision)
+            return cone_program(*given, **how)
+        return rows_program(*given, chosen, per_layer=per_layer, **how)
 
     def collect(job: Job, found: Any) -> None:
         found = jax.tree.map(host, found)

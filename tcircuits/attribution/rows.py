@@ -25,6 +25,7 @@ from tcircuits.models.config import ModelConfig
 from tcircuits.models.forward import Hold
 from tcircuits.models.params import Params
 from tcircuits.numerics import wide
+from tcircuits.parallel import Spread
 from tcircuits.transcoders.dictionary import Transcoders
 from tcircuits.types import Array, Float, Int
 
@@ -151,6 +152,7 @@ def rows(
     per_layer: int | None = None,
     n_pos: int | None = None,
     precision: str = "highest",
+    spread: Spread | None = None,
 ) -> Rows:
     """Edges from the selected features, errors and tokens to every target. Pure: `jit`, `vmap` and shard it.
 
@@ -165,6 +167,7 @@ def rows(
         n_pos: static; all targets of this call stand before this position, so that later ones are left out of the
             sweep.
         precision: static; of matrix products, in JAX's words (see `attribute`).
+        spread: static; over which axes of a mesh the targets of a chunk are spread, where that divides them.
     """
     L, T, C = frozen.index.shape
     if selection is None:
@@ -172,7 +175,7 @@ def rows(
     n = min(T, n_pos or T)
     width = min(per_layer or T * C, selection.flat.shape[0])
     rest = (~chosen_mask(selection, (L, T, C))).astype(frozen.value.dtype)[:, :n]
-    sweep = Descent(cfg, params, dictionary, frozen, n)
+    sweep = Descent(cfg, params, dictionary, frozen, n, spread)
     with jax.default_matmul_precision(precision):
         return jax.lax.map(lambda t: _chunk_rows(sweep, t, selection, rest, width), targets)
 
@@ -268,9 +271,10 @@ def cone(
     *,
     n_pos: int,
     precision: str = "highest",
+    spread: Spread | None = None,
 ) -> Cone:
     """Attributions of one chunk of targets, all before position `n_pos` (static), to all slots. Pure."""
-    sweep, t = Descent(cfg, params, dictionary, frozen, n_pos), jax.tree.map(lambda x: x[0], targets)
+    sweep, t = Descent(cfg, params, dictionary, frozen, n_pos, spread), jax.tree.map(lambda x: x[0], targets)
     (L, _, C), B, dtype = frozen.index.shape, t.pos.shape[0], frozen.value.dtype
 
     def body(i: Array, carry: Any) -> Any:

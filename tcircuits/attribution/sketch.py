@@ -17,6 +17,7 @@ Sources: 1-stable projections, Indyk 2006 (J. ACM 53, 307-323); their logarithmi
 1312.6820) treat the wider family. Their use for influence is ours.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ from tcircuits.attribution.targets import Targets
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.params import Params
 from tcircuits.numerics import wide
+from tcircuits.parallel import Spread
 from tcircuits.transcoders.dictionary import Transcoders
 from tcircuits.types import Array, Float
 
@@ -70,13 +72,18 @@ def _read_features(sweep: Sweep, m: Any, x: Float[Array, "R T D"]) -> Float[Arra
     return jax.linear_transpose(lambda r: sweep.features(m, r), probe)(x)[0]
 
 
+def _apart(spread: Spread | None) -> Callable[[Array], Array]:
+    """What spreads the first axis."""
+    return lambda x: x if spread is None else spread(x, 0)
+
+
 def row_totals(
-    sweep: Sweep, key: Array, targets: Targets, R: int
+    sweep: Sweep, key: Array, targets: Targets, R: int, spread: Spread | None = None
 ) -> tuple[Float[Array, "L T C"], Float[Array, "Q R B D"]]:
-    """Estimated |row|_1 of every feature, and the streams where each target reads them."""
+    """Estimated |row|_1 of every feature, and the streams where each target reads them; R streams, spread."""
     cfg, d, f = sweep.cfg, sweep.d, sweep.frozen
     slots, covered = (jnp.asarray(x) for x in coverage(d.cfg))
-    T, dtype = f.tokens.shape[0], f.value.dtype
+    T, dtype, apart = f.tokens.shape[0], f.value.dtype, _apart(spread)
     x = cauchy(key, TOKENS, 0, (R, T, 1), dtype) * token_vectors(cfg, sweep.params, f.tokens)
 
     def where_read(x: Array, m: Any, reads: Array) -> Array:
@@ -99,10 +106,10 @@ def row_totals(
             out = out + _feature_output(sweep, key, m, m, R)
         if d.cfg.writes == "mlp_raw" and cfg.post_norm:
             out = jax.vmap(lambda o: norm_up(cfg, block.norm2_post, h.norm2_post, o))(out)
-        return (x + attn + out, where_read(middle, m, reads)), totals
+        return (apart(x + attn + out), where_read(middle, m, reads)), totals
 
     none = jnp.zeros((targets.pos.shape[0], R, targets.pos.shape[1], x.shape[-1]), x.dtype)
-    (x, reads), totals = jax.lax.scan(step, (x, none), jnp.arange(cfg.n_layers))
+    (x, reads), totals = jax.lax.scan(step, (apart(x), none), jnp.arange(cfg.n_layers))
     return totals, where_read(x, cfg.n_layers, reads)
 
 
@@ -114,21 +121,27 @@ def influence_sketch(
     targets: Targets,
     *,
     n_probes: int = PROBES,
+    spread: Spread | None = None,
 ) -> Float[Array, "L T C"]:
-    """Estimated influence of every active feature, as if all were expanded. Pure; `n_probes` is static."""
+    """Estimated influence of every active feature, as if all were expanded. Pure.
+
+    Static are `n_probes` and `spread`, over which devices probes are spread.
+    """
     with jax.default_matmul_precision("highest"):
         sweep, key = Sweep(cfg, params, dictionary, frozen), jax.random.key(SEED)
-        totals, reads = row_totals(sweep, key, targets, n_probes)
+        totals, reads = row_totals(sweep, key, targets, n_probes, spread)
 
         def chunk(total: Array, item: tuple[Targets, Array]) -> tuple[Array, None]:
-            return total + _descend(sweep, key, *item, totals, n_probes), None
+            return total + _descend(sweep, key, *item, totals, n_probes, spread), None
 
         return jax.lax.scan(chunk, jnp.zeros_like(frozen.value), (targets, reads))[0]
 
 
-def _descend(sweep: Sweep, key: Array, t: Targets, reads: Array, totals: Array, R: int) -> Float[Array, "L T C"]:
+def _descend(
+    sweep: Sweep, key: Array, t: Targets, reads: Array, totals: Array, R: int, spread: Spread | None
+) -> Float[Array, "L T C"]:
     """Influence that starts at one chunk of targets, which read the streams `reads` [R, B, D]."""
-    f = sweep.frozen
+    f, apart = sweep.frozen, _apart(spread)
     B, shape, dtype = t.pos.shape[0], (R, *f.value.shape[1:]), f.value.dtype
     own = scale(jnp.einsum("BD,RBD->RB", t.vec, reads))
     weight = jnp.where(own > 0, t.weight / jnp.where(own > 0, own, 1.0), 0.0)
@@ -142,7 +155,7 @@ def _descend(sweep: Sweep, key: Array, t: Targets, reads: Array, totals: Array, 
         here = scale(r * f.value[m])
         again = jnp.where(totals[m] > 0, here / jnp.where(totals[m] > 0, totals[m], 1.0), 0.0)
         entering = sweep.features(m, cauchy(key, AGAIN, m, shape, dtype) * again)
-        return sweep.below(m, g, written, entering), acc, influence.at[m].set(here)
+        return apart(sweep.below(m, g, written, entering)), acc, influence.at[m].set(here)
 
-    g = jnp.einsum("RB,BTD->RTD", factor, sweep.start(t.layer, t.pos, t.vec))
+    g = apart(jnp.einsum("RB,BTD->RTD", factor, sweep.start(t.layer, t.pos, t.vec)))
     return jax.lax.fori_loop(0, t.layer, body, (g, accumulator(sweep, R), jnp.zeros_like(f.value)))[2]

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh
 
-from tcircuits.attribution.expansion import default_lanes
+from tcircuits.attribution.expansion import default_lanes, divided
 from tcircuits.models import params as parameters
-from tcircuits.parallel import AXES, RULES
+from tcircuits.parallel import AXES, RULES, spread_of
 from tcircuits.planning.devices import measured, mesh_of, own_compiler
 from tcircuits.planning.extraction import extraction_stages
 from tcircuits.planning.hardware import Topology, larger_first
@@ -71,7 +71,8 @@ def make(r: Request, topology: Topology) -> Plan:
     check_division(r, topology)
     topology = measured(topology)
     mesh = mesh_of(topology)
-    a = abstracted(r, mesh, chunk_of(r, topology), topology.device.kind)
+    lanes = divided(chunk_of(r, topology), spread_of(mesh, r.model.n_heads))
+    a = abstracted(r, mesh, lanes, topology.device.kind)
     # Where not even the parameters fit, nothing is compiled.
     lines, refused = _lines(a, topology) if a.persistent <= topology.device.memory else ((), "")
     host = host_memory(r)

@@ -3,7 +3,7 @@
 The programs are the very objects that `attribute` calls; their arguments are shapes with shardings, and what one
 program returns, laid out as its compiler chose, is what the next one takes. Parameters and dictionary are split as
 `load_model` and `load_transcoders` split them with a mesh: heads, neurons, features and vocabulary over all devices.
-`attribute` splits nothing over targets, so neither does a plan.
+Targets are spread over all devices where these divide no heads, as `attribute` does it.
 """
 
 import math
@@ -16,14 +16,21 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tcircuits.attribution.attribute import SCORE_PROGRAMS, count_active, freeze_program, select_program
-from tcircuits.attribution.expansion import AHEAD, chunk_program, cone_program, rows_program, threads, worth_copying
+from tcircuits.attribution.expansion import (
+    AHEAD,
+    chunk_program,
+    cone_program,
+    rows_program,
+    threads,
+    worth_copying,
+)
 from tcircuits.attribution.memory import lean, streams
 from tcircuits.attribution.outputs import output_chunk, vectors_program
 from tcircuits.attribution.select import Selection
 from tcircuits.attribution.sketch import PROBES
 from tcircuits.models import params as parameters
 from tcircuits.numerics import bucket
-from tcircuits.parallel import shardings
+from tcircuits.parallel import Spread, shardings, spread_of
 from tcircuits.planning.counting import Cost, cost
 from tcircuits.planning.hlo import parse
 from tcircuits.planning.request import Request
@@ -81,6 +88,11 @@ class Abstract:
     def array(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """An array that every device has whole."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, PartitionSpec()))
+
+    @property
+    def spread(self) -> Spread | None:
+        """Over which devices `attribute` spreads targets."""
+        return spread_of(self.mesh, self.request.model.n_heads) if self.mesh.size > 1 else None
 
     @property
     def persistent(self) -> int:
@@ -167,7 +179,9 @@ def _selected(a: Abstract, frozen: Any, targets: Any, held: int) -> Iterator[Sta
     r, cfg = a.request, a.request.model
     if r.features < r.n_active:
         probes = min(PROBES, streams(r.tokens, cfg.d_model))
-        made = compiled(SCORE_PROGRAMS["influence"], cfg, a.params, a.d, frozen, targets, n_probes=probes)
+        made = compiled(
+            SCORE_PROGRAMS["influence"], cfg, a.params, a.d, frozen, targets, n_probes=probes, spread=a.spread
+        )
         yield made.stage("influence sketch", held, made.work(cfg.n_layers))
         score = made.out
         made = compiled(select_program, score, frozen.valid, n=r.features)
@@ -191,10 +205,11 @@ def _rows(a: Abstract, frozen: Any, one: Any, chosen: Any, plan: Sweeps, held: i
     whole = a.platform == "cpu" and every and worth_copying(frozen.index.size, r.features)
     beside = threads(a.chunk, r.tokens, r.model.d_model) if a.platform == "cpu" and a.mesh.devices.size == 1 else 1
     for width, layers in sorted(plan.by_width.items()):
+        how: dict[str, Any] = {"n_pos": width, "precision": "highest", "spread": a.spread}
         if whole:
-            made = compiled(cone_program, *given, n_pos=width, precision="highest")
+            made = compiled(cone_program, *given, **how)
         else:
-            made = compiled(rows_program, *given, chosen, per_layer=plan.per_layer, n_pos=width, precision="highest")
+            made = compiled(rows_program, *given, chosen, per_layer=plan.per_layer, **how)
         total = Cost()
         for layer, n in layers.items():
             total = total + made.work(layer).times(n)
