@@ -1,6 +1,11 @@
 """Do circuits carry over: between dictionaries of one model (the ceiling), and between models that do the same?
 
     python -m experiments.transfer
+    python -m experiments.transfer --models tiny experiments/models/tiny-llama-1 experiments/models/tiny-gpt2-0 ...
+
+The second compares every two models in both directions, by their neurons, and has a result of its own,
+`transfer_models`: first two seeds of one family, the ceiling, then families. A mean's interval is by drawing pairs of
+models anew, with both directions and all tasks of a pair together.
 
 Units are matched over the words of the selection split's prompts, one to one within a band of depth; the circuit is the
 best 5 % of model 1's units by integrated gradients, run in model 2 on the report split (ablation by resampling, errors
@@ -44,6 +49,8 @@ class Config:
         (Side("tiny", "neurons"), Side("tiny", "tiny-transcoders")),
     )
     """First and second side of each comparison."""
+    models: tuple[str, ...] = ()
+    """Names and folders: every two of them, by their neurons, instead of `pairs`."""
     tasks: tuple[str, ...] = ("ioi", "greater_than", "agreement", "induction")
     """Of `tcircuits.tasks.TASKS`."""
     share: float = 0.05
@@ -113,20 +120,58 @@ def case(cfg: Config, first: Found, second: Found) -> dict[str, Any]:
     return pairs | {"paper_coverage": paper.coverage} | overlap | told
 
 
+def summary(rows: list[dict[str, Any]], families: dict[str, str], seed: int) -> list[dict[str, Any]]:
+    """Means over pairs of models of one family and of different ones, with intervals."""
+    out, rng = [], np.random.default_rng(seed)
+    for kind in ("same family", "other family"):
+        by_pair: dict[Any, list[dict[str, Any]]] = {}
+        for row in rows:
+            ends = [row[end].removesuffix(", neurons") for end in ("from", "to")]
+            if (families[ends[0]] == families[ends[1]]) == (kind == "same family"):
+                by_pair.setdefault(tuple(sorted(ends)), []).append(row)
+        if not by_pair:
+            continue
+        told: dict[str, Any] = {"models": kind, "pairs": len(by_pair)}
+        drawn = rng.integers(0, len(by_pair), (1000, len(by_pair)))
+        for name in ("edges", "edges_paper", "ratio", "faithfulness", "random_95"):
+            each = np.array([np.mean([_number(r, name) for r in pair]) for pair in by_pair.values()])
+            low, high = np.quantile(each[drawn].mean(1), (0.025, 0.975))
+            told[name] = {"value": float(each.mean()), "low": float(low), "high": float(high)}
+        out.append(told)
+    return out
+
+
+def _number(row: dict[str, Any], name: str) -> float:
+    return float(row[name]["value"] if isinstance(row[name], dict) else row[name])
+
+
 def main(cfg: Config) -> None:
     """Measure, print, write after each."""
     rows: list[dict[str, Any]] = []
+    every = [(Side(a), Side(b)) for a in cfg.models for b in cfg.models if a != b]
+    pairs, variant = (every, "models") if every else (cfg.pairs, "")
     for task in cfg.tasks:
-        sides = {side: found(cfg, side, task) for pair in cfg.pairs for side in pair}
-        for first, second in cfg.pairs:
+        sides = {side: found(cfg, side, task) for side in {side for pair in pairs for side in pair}}
+        for first, second in pairs:
             about = {
                 "task": task,
                 "from": f"{first.model}, {first.transcoders}",
                 "to": f"{second.model}, {second.transcoders}",
             }
             rows.append(about | case(cfg, sides[first], sides[second]))
-            save("transfer", cfg, {"rows": rows})
-    show("transfer", [_line(r) for r in rows])
+            save("transfer", cfg, {"rows": rows}, variant=variant)
+            print(_line(rows[-1]), flush=True)
+    if every:
+        families = {name: tc.load_model(name).cfg.family for name in cfg.models}
+        means = summary(rows, families, cfg.seed)
+        show("means over pairs of models", [_short(m) for m in means])
+        save("transfer", cfg, {"means": means, "rows": rows}, variant=variant)
+    else:
+        show("transfer", [_line(r) for r in rows])
+
+
+def _short(mean: dict[str, Any]) -> dict[str, Any]:
+    return {k: v["value"] if isinstance(v, dict) else v for k, v in mean.items()}
 
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:
