@@ -53,17 +53,24 @@ def perturbation_rows() -> list[Row]:
     return rows
 
 
-def embedded_rows() -> list[Row]:
-    """The embedded model, its dictionaries, and its trace."""
+def _dictionary_rows(result: str, model: str, command: str) -> list[Row]:
+    """What is left of a small model where its MLPs are replaced."""
     rows: list[Row] = []
-    for name, s in read("tiny_dictionaries")["figures"]["sets"].items():
-        every = s["all"]
-        what = f"`tiny` with all MLPs replaced: {name.split('-')[0]}, {s['mean_l0']:.1f} features on"
+    for name, s in read(result)["figures"]["sets"].items():
+        every, alive = s["all"], f"{s['dead_features']} of {s['features']:,} features dead"
+        what = f"`{model}` with all MLPs replaced: {name.split('-')[0]}, {s['mean_l0']:.1f} features on"
         recovered = every["recovered"]["zero"]
         text = f"{100 * recovered['value']:.1f} % of the loss recovered [{100 * recovered['low']:.1f}, "
-        text += f"{100 * recovered['high']:.1f}], same top token {100 * every['agree']['dictionary']:.0f} %, "
-        text += f"{s['dead_features']} of {s['features']:,} features dead"
-        rows.append((what, text, "experiments.tiny_dictionaries"))
+        text += f"{100 * recovered['high']:.1f}], same top token {100 * every['agree']['dictionary']:.0f} %, {alive}"
+        if "dead_over_positions" in s:
+            text += f" over {s['dead_over_positions']:,} positions"
+        rows.append((what, text, command))
+    return rows
+
+
+def embedded_rows() -> list[Row]:
+    """The embedded model, its dictionaries, and its trace."""
+    rows = _dictionary_rows("tiny_dictionaries", "tiny", "experiments.tiny_dictionaries")
     warm, cold = (read("trace_tiny")["figures"][k] for k in ("warm", "cold"))
     text = (
         f"{cold['wall']:.0f} s the first time, {warm['wall']:.1f} s with compiled programs on disk; replacement score "
@@ -73,14 +80,38 @@ def embedded_rows() -> list[Row]:
     return rows
 
 
+def family_rows() -> list[Row]:
+    """Models of other families and seeds: what they have learned, and their transcoders."""
+    rows: list[Row] = []
+    for path in sorted(RESULTS.glob("tiny_lm_*.json")):
+        name = path.stem.removeprefix("tiny_lm_")
+        family, seed = name.rsplit("-", 1)
+        f = read(path.stem)["figures"]
+        of = f["accuracy_held_out"]
+        told = (
+            f"{part.replace('_', '-')} {100 * of[part]['all']:.1f} %" for part in ("ioi", "greater_than", "induction")
+        )
+        text = f"{', '.join(told)}, agreement {100 * of['agreement']['all']:.1f} %; prose "
+        text += f"{f['held_out_ce']['prose_bits_per_byte']:.2f} bits a byte; {f['training']['minutes']:.0f} min"
+        what = f"`tiny-{name}`, the same corpus, accuracy on held-out content"
+        rows.append((what, text, f"experiments.tiny_lm --family {family} --seed {seed}"))
+    for path in sorted(RESULTS.glob("tiny_dictionaries_*.json")):
+        name = path.stem.removeprefix("tiny_dictionaries_")
+        rows += _dictionary_rows(path.stem, name, f"experiments.tiny_dictionaries --model experiments/models/{name}")
+    return rows
+
+
 def claim_rows() -> list[Row]:
     """Transcoders against SAEs; cross-layer transcoders that skip hops."""
-    f = read("transcoder_against_sae")["figures"]
-    a = f["against_sae"]
-    what = "`tiny`, one MLP replaced: transcoder no worse than an SAE at equal L0"
-    text = f"{a['hold']} of {a['pairs']} pairs of layer, seed and L0 ({a['below_zero']} told from zero; the reverse in "
-    text += f"{a['above_zero']})"
-    rows: list[Row] = [(what, text, "experiments.transcoder_against_sae")]
+    rows: list[Row] = []
+    for path in sorted(RESULTS.glob("transcoder_against_sae*.json")):
+        name = path.stem.removeprefix("transcoder_against_sae").removeprefix("_")
+        a = read(path.stem)["figures"]["against_sae"]
+        what = f"`{name or 'tiny'}`, one MLP replaced: transcoder no worse than an SAE at equal L0"
+        text = f"{a['hold']} of {a['pairs']} pairs of layer, seed and L0 ({a['below_zero']} told from zero; the "
+        text += f"reverse in {a['above_zero']})"
+        command = f"experiments.transcoder_against_sae{f' --model experiments/models/{name}' if name else ''}"
+        rows.append((what, text, command))
     by = {(r["row"]["kind"], r["row"]["l1"]): r["row"] for r in read("cross_layer_shortcut")["figures"]["rows"]}
     l1 = max(value for _, value in by)
     plt, clt = by["transcoder", l1], by["clt", l1]
@@ -298,7 +329,7 @@ def study_rows() -> list[Row]:
 
 def table() -> str:
     """The figures as a Markdown table, and where they were measured."""
-    rows = [*embedded_rows(), *reference_rows(), *balance_rows(), *perturbation_rows(), *trace_rows()]
+    rows = [*embedded_rows(), *family_rows(), *reference_rows(), *balance_rows(), *perturbation_rows(), *trace_rows()]
     rows += [*selection_rows(), *speed_rows(), *format_rows(), *lazy_rows(), *fuzz_rows(), *claim_rows()]
     rows += [
         *truth_rows(),
