@@ -32,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "neox": {
         "kind": "clt-relu", "n_layers": 8, "d_model": 128, "n_heads": 4, "n_kv_heads": 4, "d_head": 32,
-        "d_mlp": 512, "d_feature": 512, "length": 24, "share": 0.25, "max_features": 12000,
+        "d_mlp": 512, "d_feature": 512, "length": 32, "share": 0.25, "max_features": 17000,
     },
 }  # fmt: skip
 
