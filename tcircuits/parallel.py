@@ -91,10 +91,12 @@ def shardings(spec: Any, mesh: Mesh, rules: Mapping[str, str | None] = RULES) ->
 
 
 def mesh_of(x: Any) -> Mesh | None:
-    """The mesh of several devices that an array lies on, if it does."""
+    """The mesh of several devices that an array lies on, if that is one of `make_mesh`'s kind."""
     where = getattr(x, "sharding", None)
     mesh = where.mesh if isinstance(where, NamedSharding) else None
-    return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
+    if not isinstance(mesh, Mesh) or mesh.size == 1 or mesh.axis_names != AXES:
+        return None
+    return mesh if set(mesh.axis_types) == {AxisType.Auto} else None
 
 
 @dataclass(frozen=True)

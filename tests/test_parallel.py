@@ -82,7 +82,7 @@ def test_one_process_needs_no_start_up(monkeypatch):
 MESHES = """
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from tcircuits.parallel import make_mesh, place
+from tcircuits.parallel import make_mesh, mesh_of, place, spread_of
 assert make_mesh().shape == {"data": 1, "model": 8}
 for shape in ((1, 8), (2, 4), (8, 1)):
     mesh = make_mesh(shape)
@@ -97,12 +97,24 @@ for shape in ((1, 8), (2, 4), (8, 1)):
         x = place(whole.shape, np.float32, NamedSharding(mesh, spec), fill)
         assert np.array_equal(x, whole) and x.dtype == np.float32
         assert calls == [whole.size], "each element is made once, however many devices hold it"
+        assert mesh_of(x) == mesh
+
 print("placed")
+mesh = make_mesh((2, 4))
+assert mesh_of(jax.numpy.ones(2)) is None and spread_of(None, 8) is None
+other = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))  # somebody's own: targets stay where they are
+assert mesh_of(jax.device_put(whole, NamedSharding(other, P("x")))) is None
+for heads, parts, size, pieces in ((8, 2, 6, 2), (9, 8, 16, 8), (9, 8, 12, 1)):
+    spread = spread_of(mesh, heads)
+    assert spread.n == parts, heads
+    laid = jax.jit(lambda x: spread(x * 2, 1))(np.ones((3, size)))
+    assert len({str(s.index) for s in laid.addressable_shards}) == pieces, (heads, size)
+print("spread")
 """
 
 
 def test_meshes_and_placing_on_eight_devices(run_python):
-    assert "placed" in run_python(MESHES, devices=8).stdout
+    assert run_python(MESHES, devices=8).stdout.split() == ["placed", "spread"]
 
 
 TWO = """
