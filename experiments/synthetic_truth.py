@@ -2,6 +2,7 @@
 
     python -m experiments.synthetic_truth                # an eighth of the size, for 2 CPU cores
     python -m experiments.synthetic_truth --scale full   # SynthSAEBench-16k as published: for a GPU
+    python -m experiments.synthetic_truth --methods batchtopk small --l0 25 --tokens 3072000 --rival-python PATH
 
 SynthSAEBench-16k (Chanin and Garriga-Alonso 2026, arXiv 2602.14687) is generated here, and dictionaries of a quarter of
 its features are trained on it by the package's trainer: BatchTopK, Matryoshka (prefixes of 1/32, 1/8 and 1/2),
@@ -24,7 +25,7 @@ cut off is completed by the same command at the same commit.
 SAELens (`synthetic/rival_sae_lens.py`), whose benchmark it is, has the same law. Its trainer differs from ours by
 `small` and further by AuxK (a term for each prefix, of weight 1, without ReLU) and clipping. `--rival-python`, an
 interpreter that has it, trains its BatchTopK on as many activations of as large a world (its seed 1), for the L0 that
-comes first: the calibration of ours.
+comes first: the calibration of ours, which has a result of its own.
 
 A step of one dictionary takes 10 B F D operations in its products: at full size 32 GFLOP, 6.3 PFLOP for 200M samples
 (`apart` 77 GFLOP more), and by estimate 1 GB of memory traffic: pre-activations, moments, the 43,500 rows that make a
@@ -245,7 +246,7 @@ def main(cfg: Config) -> None:
     scale = replace(SCALES[cfg.scale], compute=cfg.compute)
     tokens, world = cfg.tokens or scale.tokens, scaled(WorldConfig(), scale.part)
     sizes = {"scale": asdict(scale), "world": asdict(world), "tokens": tokens, "methods": cfg.methods}
-    variant = "full" if cfg.scale == "full" else ""
+    variant = "_".join(["full"] * (cfg.scale == "full") + ["calibration"] * (cfg.rival_python is not None))
     arrays, before = make_world(world), earlier(sizes, variant)
     rows, curve, theirs = (before.get(name, other) for name, other in (("rows", []), ("l1_curve", []), ("rival", None)))
     beside = None
