@@ -7,6 +7,7 @@ import pytest
 
 from experiments import common
 from experiments import group_search_synthetic as planted
+from experiments import transfer
 from experiments.bench import hierarchy as bench
 
 
@@ -74,3 +75,23 @@ def test_the_bench_fits_exponents_and_its_graphs_have_their_size():
     beside = bench.dense(300, 8, 0)
     assert beside["clusters"] > 16
     assert beside["ours_eigenvalue"] < beside["null_eigenvalue"]
+
+
+def test_transfer_means_weigh_pairs_of_models_alike():
+    """One pair of one family, two of different ones; both directions and all tasks of a pair are one drawing."""
+    families = {"one": "llama", "two": "llama", "three": "gpt2"}
+    worth = {("one", "two"): 0.8, ("one", "three"): 0.2, ("two", "three"): 0.4}
+
+    def row(ends, task):
+        size = worth[tuple(sorted(ends, key=list(families).index))]
+        numbers = dict.fromkeys(("edges", "edges_paper", "ratio", "random_95"), size)
+        return {"from": f"{ends[0]}, neurons", "to": f"{ends[1]}, neurons", "task": task} | numbers | {
+            "faithfulness": {"value": size + (0.1 if task == "ioi" else -0.1)}
+        }  # fmt: skip
+
+    rows = [row(ends, task) for pair in worth for ends in (pair, pair[::-1]) for task in ("ioi", "agreement")]
+    same, other = transfer.summary(rows, families, seed=0)
+    assert (same["models"], same["pairs"], other["models"], other["pairs"]) == ("same family", 1, "other family", 2)
+    assert same["ratio"] == {"value": pytest.approx(0.8), "low": pytest.approx(0.8), "high": pytest.approx(0.8)}
+    for name in ("ratio", "faithfulness", "edges"):
+        assert other[name] == {"value": pytest.approx(0.3), "low": pytest.approx(0.2), "high": pytest.approx(0.4)}
