@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments import common
+from experiments import common, transfer
 from experiments import group_search_synthetic as planted
-from experiments import transfer
 from experiments.bench import hierarchy as bench
 
 
