@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from tcircuits.files.array_store import open_array, read_parts, stored_shapes
 from tcircuits.files.limits import read_json
 from tcircuits.files.storage import MalformedError
+from tcircuits.files.strided import DTYPES
+from tcircuits.files.tensor_file import Header, Part, TensorFile
 from tcircuits.types import InputError
 
 METADATA = "_CHECKPOINT_METADATA"
@@ -145,6 +148,30 @@ def _read(state: Path, name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     read = read_parts(open_array(state, name), list(parts.values()))
     cast = {key: x.astype(leaf.dtype, copy=False) for key, x in zip(parts, read, strict=True)}
     return jax.make_array_from_callback(leaf.shape, sharding, lambda part: cast[str(part)])
+
+
+def open_arrays(path: Path | str) -> TensorFile:
+    """The arrays of a checkpoint by their dotted paths, in the dtypes that they are stored in; none is read yet.
+
+    Raises:
+        InputError: no complete checkpoint, or a damaged one.
+    """
+    if not is_checkpoint(path):
+        raise InputError(f"{path} is no complete checkpoint ({COMPLETE} is missing)")
+    state, names = Path(path) / "state", {dtype.name: name for name, dtype in DTYPES.items()}
+    try:
+        arrays = {name: open_array(state, name) for name in shapes(path)}
+        headers = {name: Header(tuple(a.shape), names[a.dtype.name]) for name, a in arrays.items()}
+    except (MalformedError, KeyError) as error:
+        raise InputError(f"the checkpoint {path} is damaged: {error!s:.600}") from None
+
+    def read(name: str, part: Part | None) -> np.ndarray:
+        try:
+            return read_parts(arrays[name], [part or ()])[0]
+        except MalformedError as error:
+            raise InputError(f"the checkpoint {path} is damaged: {error!s:.600}") from None
+
+    return TensorFile(Path(path), headers, read, lambda name, rows: read(name, None)[rows], {})
 
 
 def load(path: Path | str, abstract: Any) -> Any:

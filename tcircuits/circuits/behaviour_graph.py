@@ -24,6 +24,7 @@ from tcircuits.circuits.units import Units
 from tcircuits.files.archive import fitting, read_all
 from tcircuits.files.record import read_record, write_record
 from tcircuits.files.storage import MalformedError
+from tcircuits.files.tensor_file import TensorFile
 from tcircuits.files.typed import checked
 from tcircuits.types import Bool, Float, InputError, Int
 
@@ -210,20 +211,19 @@ def capped(g: BehaviourGraph, n: int, by: Rank = "strength") -> BehaviourGraph:
     return g.with_nodes(keep)
 
 
-def save_behaviour_graph(g: BehaviourGraph, path: str | PathLike[str]) -> None:
-    """Write PATH.json and PATH.npz; each appears whole or not at all."""
+def graph_record(g: BehaviourGraph) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What a file keeps of a graph: facts and arrays."""
     check_graph(g)
     head = {"model": g.model, "units": asdict(g.units), "about": dict(g.about), "n": g.n, "edges": len(g.source)}
-    write_record(path, "behaviour graph", VERSION, head, {name: getattr(g, name) for name in ARRAYS})
+    return head, {name: getattr(g, name) for name in ARRAYS}
 
 
-def load_behaviour_graph(path: str | PathLike[str]) -> BehaviourGraph:
-    """Read what `save_behaviour_graph` wrote.
+def graph_from(head: Mapping[str, Any], file: TensorFile, path: Any) -> BehaviourGraph:
+    """The graph of a record, `path` in messages.
 
     Raises:
-        InputError: a file is missing, damaged or of another kind.
+        InputError: the record is damaged.
     """
-    head, file = read_record(path, "behaviour graph", VERSION)
     try:
         said = checked({name: head[name] for name in HEAD if name in head}, HEAD, frozenset(HEAD))
         units = units_from(head.get("units"))
@@ -238,3 +238,17 @@ def load_behaviour_graph(path: str | PathLike[str]) -> BehaviourGraph:
     g = BehaviourGraph(**arrays, units=units, model=said.get("model", ""), about=said.get("about", {}))
     check_graph(g)
     return g
+
+
+def save_behaviour_graph(g: BehaviourGraph, path: str | PathLike[str]) -> None:
+    """Write PATH.json and PATH.npz; each appears whole or not at all."""
+    write_record(path, "behaviour graph", VERSION, *graph_record(g))
+
+
+def load_behaviour_graph(path: str | PathLike[str]) -> BehaviourGraph:
+    """Read what `save_behaviour_graph` wrote.
+
+    Raises:
+        InputError: a file is missing, damaged or of another kind.
+    """
+    return graph_from(*read_record(path, "behaviour graph", VERSION), path)

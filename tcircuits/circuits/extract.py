@@ -22,9 +22,9 @@ import numpy as np
 from tcircuits.circuits.behaviour_graph import (
     BehaviourGraph,
     capped,
-    load_behaviour_graph,
+    graph_from,
+    graph_record,
     most_edges,
-    save_behaviour_graph,
 )
 from tcircuits.circuits.circuit import Circuit
 from tcircuits.circuits.discover import TOLERANCE, Choice, choose, grid
@@ -37,7 +37,7 @@ from tcircuits.circuits.metrics import counts_of
 from tcircuits.circuits.running import Ablation
 from tcircuits.circuits.scores import POINTS
 from tcircuits.circuits.stages import Stages, of_arrays
-from tcircuits.circuits.tree import Hierarchy, load_hierarchy, save_hierarchy
+from tcircuits.circuits.tree import Hierarchy, hierarchy_from, hierarchy_record
 from tcircuits.circuits.trimming import trim
 from tcircuits.circuits.units import Units
 from tcircuits.files.archive import Wanted
@@ -139,7 +139,7 @@ def extract(
         units: heads and features, or features alone.
         dictionary: whose features they are.
         options: see there.
-        stages: folder for what each stage found; a call with the same arguments goes on there.
+        stages: folder for what each stage found, an Orbax checkpoint each; a call with the same arguments goes on.
         batch: prompts that run together.
         tell: is told of each stage before it is computed.
 
@@ -159,13 +159,13 @@ def extract(
     def tree_of() -> Hierarchy:
         return hierarchy(graph, options.mode, seed=options.seed)
 
-    graph = work.stage("graph", graph_of, save_behaviour_graph, load_behaviour_graph)
-    tree = work.stage("tree", tree_of, save_hierarchy, load_hierarchy)
+    graph = work.stage("graph", graph_of, graph_record, graph_from)
+    tree = work.stage("tree", tree_of, hierarchy_record, hierarchy_from)
     if tree.n != graph.n:
         raise InputError(f"the stages at {work.folder} do not belong together: remove that folder")
     search = _Searching(model, behaviour, units, options, how, graph, tree)
-    order = work.stage("search", search.search, *of_arrays("search", SEARCH, search.sizes))
-    masks = work.stage("circuits", lambda: search.circuits(order), *of_arrays("circuits", CIRCUITS, search.sizes))
+    order = work.stage("search", search.search, *of_arrays(SEARCH, search.sizes))
+    masks = work.stage("circuits", lambda: search.circuits(order), *of_arrays(CIRCUITS, search.sizes))
     circuit, choice = work.timed("choice", lambda: _chosen(search, masks))
     return Extraction(circuit, choice, graph, tree, int(masks["spent"]), work.seconds)
 

@@ -1,10 +1,11 @@
-"""Stages of a long computation, each kept in a folder: a call that was cut off goes on after the last one there.
+"""Stages of a long computation, each an Orbax checkpoint: a call that was cut off goes on after the last one there.
 
-A stage is a record, PATH.json and PATH.npz, with arrays in the dtype that they were computed in (a later stage sees the
-same bits, whether it was loaded or not). The JSON file is written last: where it is, the stage is whole.
+FOLDER/settings.json says whose they are, FOLDER/NAME is a stage: a few facts and arrays, in the dtype that they were
+computed in, so that a later stage sees the same bits whether it was loaded or not. Reading one runs nothing.
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,13 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from tcircuits import checkpoint
 from tcircuits.files.archive import Wanted, fitting, read_all
 from tcircuits.files.limits import read_json
-from tcircuits.files.record import read_record, write_record
 from tcircuits.files.storage import MalformedError
+from tcircuits.files.tensor_file import TensorFile
 from tcircuits.types import InputError
 
-VERSION = 1
+FORMAT, VERSION = "tcircuits.stage", 1
+Record = tuple[Mapping[str, Any], Mapping[str, np.ndarray]]
+"""Facts, as JSON values, and arrays."""
 
 
 @dataclass
@@ -56,15 +60,34 @@ class Stages:
         draft.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         draft.replace(path)
 
-    def stage(self, name: str, make: Callable[[], Any], save: Any, load: Any) -> Any:
-        """What a stage found, now or earlier."""
+    def stage(
+        self,
+        name: str,
+        make: Callable[[], Any],
+        record: Callable[[Any], Record],
+        restored: Callable[[Mapping[str, Any], TensorFile, Path], Any],
+    ) -> Any:
+        """What a stage found, now or earlier.
+
+        Args:
+            name: of the stage, and of its checkpoint.
+            make: computes it.
+            record: what is kept of it.
+            restored: gives it back, from the facts, the arrays not yet read, and the path for messages.
+
+        Raises:
+            InputError: what is there is damaged.
+        """
         path = None if self.folder is None else self.folder / name
-        # a record's JSON is written last, so that the stage is whole where it is there
-        if path is not None and path.with_name(f"{name}.json").exists():
-            return load(path)
+        if path is not None and checkpoint.is_checkpoint(path):
+            about = checkpoint.metadata(path, format_name=f"{FORMAT}.{name}", version=VERSION)
+            return restored(about, checkpoint.open_arrays(path), path)
         found = self.timed(name, make)
         if path is not None:
-            save(found, path)
+            for remains in (path, *path.parent.glob(f"{name}.orbax*")):  # of a call that was cut off while it wrote
+                shutil.rmtree(remains, ignore_errors=True)
+            about, arrays = record(found)
+            checkpoint.save(path, dict(arrays), format_name=f"{FORMAT}.{name}", version=VERSION, about=about)
         return found
 
     def timed(self, name: str, make: Callable[[], Any]) -> Any:
@@ -77,18 +100,17 @@ class Stages:
         return found
 
 
-def of_arrays(name: str, wanted: Wanted, sizes: Mapping[str, int]) -> tuple[Any, Any]:
-    """How a stage of arrays is saved and loaded: `wanted` says their kinds and axes, `sizes` lengths of axes."""
+def of_arrays(wanted: Wanted, sizes: Mapping[str, int]) -> tuple[Any, Any]:
+    """How a stage of arrays is kept and restored: `wanted` says their kinds and axes, `sizes` lengths of axes."""
 
-    def save(found: Mapping[str, np.ndarray], path: Path) -> None:
-        write_record(path, name, VERSION, {}, found)
+    def record(found: Mapping[str, np.ndarray]) -> Record:
+        return {}, found
 
-    def load(path: Path) -> dict[str, np.ndarray]:
-        _, file = read_record(path, name, VERSION)
+    def restored(_about: Mapping[str, Any], file: TensorFile, path: Path) -> dict[str, np.ndarray]:
         try:
             fitting(file, wanted, sizes)
             return read_all(file)
         except (InputError, MalformedError) as problem:
             raise InputError(f"the stage at {path} is damaged ({problem}): remove its folder") from None
 
-    return save, load
+    return record, restored

@@ -10,6 +10,7 @@ import numpy as np
 from tcircuits.files.archive import fitting, read_all
 from tcircuits.files.record import read_record, write_record
 from tcircuits.files.storage import MalformedError
+from tcircuits.files.tensor_file import TensorFile
 from tcircuits.files.typed import checked
 from tcircuits.types import InputError, Int
 
@@ -142,20 +143,19 @@ def shuffled(h: Hierarchy, seed: int = 0) -> Hierarchy:
     return replace(h, order=np.random.default_rng(seed).permutation(h.order), about=dict(h.about) | {"shuffled": seed})
 
 
-def save_hierarchy(h: Hierarchy, path: str | PathLike[str]) -> None:
-    """Write PATH.json and PATH.npz; each appears whole or not at all."""
+def hierarchy_record(h: Hierarchy) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What a file keeps of a hierarchy: facts and arrays."""
     check_hierarchy(h)
     arrays = {name: getattr(h, name) for name in ("order", "start", "stop", "parent")}
-    write_record(path, "hierarchy", VERSION, {"about": dict(h.about), "n": h.n, "sets": len(h.parent)}, arrays)
+    return {"about": dict(h.about), "n": h.n, "sets": len(h.parent)}, arrays
 
 
-def load_hierarchy(path: str | PathLike[str]) -> Hierarchy:
-    """Read what `save_hierarchy` wrote.
+def hierarchy_from(head: Mapping[str, Any], file: TensorFile, path: Any) -> Hierarchy:
+    """The hierarchy of a record, `path` in messages.
 
     Raises:
-        InputError: a file is missing, damaged or of another kind.
+        InputError: the record is damaged.
     """
-    head, file = read_record(path, "hierarchy", VERSION)
     try:
         said = checked({name: head[name] for name in ("about",) if name in head}, {"about": dict}, frozenset({"about"}))
         shapes = {"order": ("n",), "start": ("m",), "stop": ("m",), "parent": ("m",)}
@@ -166,3 +166,17 @@ def load_hierarchy(path: str | PathLike[str]) -> Hierarchy:
     h = Hierarchy(*[arrays[name] for name in shapes], about=said.get("about", {}))
     check_hierarchy(h)
     return h
+
+
+def save_hierarchy(h: Hierarchy, path: str | PathLike[str]) -> None:
+    """Write PATH.json and PATH.npz; each appears whole or not at all."""
+    write_record(path, "hierarchy", VERSION, *hierarchy_record(h))
+
+
+def load_hierarchy(path: str | PathLike[str]) -> Hierarchy:
+    """Read what `save_hierarchy` wrote.
+
+    Raises:
+        InputError: a file is missing, damaged or of another kind.
+    """
+    return hierarchy_from(*read_record(path, "hierarchy", VERSION), path)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 
 import tcircuits as tc
 from experiments.toys import random_dictionary
-from tcircuits.circuits.extract import BEGUN, ExtractOptions
+from tcircuits import checkpoint
+from tcircuits.circuits.extract import BEGUN, SEARCH, ExtractOptions
 from tcircuits.circuits.meter import OWN
+from tcircuits.circuits.stages import Stages, of_arrays
 from tcircuits.circuits.trimming import PIECES, PREFIXES
 from tcircuits.types import InputError
 
@@ -62,7 +65,8 @@ def test_a_call_that_was_cut_off_goes_on(case, tmp_path, monkeypatch, cut):
         with pytest.raises(KeyboardInterrupt):
             run(case, tmp_path)
     there = STAGES[: STAGES.index(cut)]
-    assert {path.stem for path in tmp_path.glob("*.json")} == {"settings", *there}
+    assert {path.name for path in tmp_path.iterdir()} == {"settings.json", *there}
+    assert all(checkpoint.is_checkpoint(tmp_path / name) for name in there)
     again = run(case, tmp_path)
     assert set(again.seconds) == {"choice", *STAGES} - set(there)
     np.testing.assert_array_equal(again.circuit.mask, whole.circuit.mask)
@@ -74,10 +78,24 @@ def test_stages_of_another_call_are_refused(case, tmp_path):
     run(case, tmp_path)
     with pytest.raises(InputError, match="another call \\(options differ\\)"):
         run(case, tmp_path, budget=100)
-    file = tmp_path / "search.npz"
-    file.write_bytes(file.read_bytes()[:60])
-    (tmp_path / "circuits.json").unlink()
-    with pytest.raises(InputError, match="search"):
+
+
+def test_damaged_stages_are_named_and_remains_are_written_anew(case, tmp_path):
+    whole = run(case, tmp_path)
+    (tmp_path / "circuits" / checkpoint.COMPLETE).unlink()  # killed while it was written
+    (tmp_path / "circuits.orbax-checkpoint-tmp").mkdir()
+    again = run(case, tmp_path)
+    assert set(again.seconds) == {"choice", "circuits"}
+    np.testing.assert_array_equal(again.circuit.mask, whole.circuit.mask)
+    assert {path.name for path in tmp_path.iterdir()} == {"settings.json", *STAGES}
+    work = Stages(tmp_path, None)
+    with pytest.raises(InputError, match=r"search.* is damaged \(order has shape"):
+        work.stage("search", dict, *of_arrays(SEARCH | {"order": ("iu", ("K", 2))}, {}))
+    for file in (tmp_path / "search" / "state").rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    shutil.rmtree(tmp_path / "circuits")
+    with pytest.raises(InputError, match=r"search.* is damaged"):
         run(case, tmp_path)
 
 
