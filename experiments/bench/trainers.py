@@ -17,6 +17,9 @@ threshold, weighs it by decoder norms and lets it grow alike (more work, not les
 first values are each library's own, and `l0` on both sides says how many features are on in the first batch. Steps
 are timed, not what they learn.
 
+Ratios depend on the processor: PyTorch's products take longer on AMD's than on Intel's, ours do not. Compare ratios of
+one result only.
+
 A run of ours takes its steps in one compiled program (`harvest.run_fill`, 16 of them by default), so steps are timed in
 programs of `steps` over the three batches; `single` is the time of a step that is a program of its own, which asks the
 system for its memory anew each time. A rival's step is a call, as its own trainer makes it.
