@@ -1,7 +1,8 @@
 """Does a transcoder lose less than an SAE on the MLP's output at equal L0? The paper's claim, on a small model.
 
     python -m experiments.transcoder_against_sae
-    python -m experiments.transcoder_against_sae --model experiments/models/tiny-gpt2-0
+    python -m experiments.transcoder_against_sae --model experiments/models/tiny-gpt2-0 --k 16 32 --seeds 0 1 2 \
+        --tokens 2097152
 
 Dunefsky et al. 2024, section 4.2 and Figure 3: each MLP is replaced alone, by what a dictionary writes; L0 against the
 cross-entropy. Transcoders and SAEs on the MLP's output are trained by `sweep` in one process, on the
@@ -12,6 +13,10 @@ At each k there are 20 pairs (layer and seed), on the same held-out rows, with a
 Where a dictionary has fewer than k positive pre-activations its L0 is below k; the two of a pair are compared at the
 geometric middle of theirs, on curves that are linear in log L0 (within what both reach). A pair holds where the
 transcoder's cross-entropy is not above the SAE's. Members that `work` has measured are not trained again.
+
+The embedded model's MLPs are gated, which a layer of features with ReLU can only approach; those of the second model
+(`experiments.tiny_lm --family gpt2`) are not, as in the paper. An SAE with as many features on as the output has
+dimensions needs no dictionary to be exact, so that the largest L0 here say little about models that are wider.
 """
 
 from collections.abc import Sequence
