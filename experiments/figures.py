@@ -203,8 +203,14 @@ def truth_rows() -> list[Row]:
         {r["method"]: r for r in full["summary"]}["small"],
     )
     found = f"BatchTopK F1 {of['f1']:.2f}, MCC {of['mcc']:.2f}, still rising (published .73, .76)"
+    beside = read("synthetic_truth_calibration")["figures"]
+    mine, theirs = {r["method"]: r for r in beside["summary"]}["batchtopk"], beside["rival"]["figures"]
+    told = f"F1 {mine['f1']:.3f} (sd {mine['f1_sd']:.3f}), MCC {mine['mcc']:.3f} ({mine['mcc_sd']:.3f}); SAELens "
+    told += f"{theirs['classification']['f1_score']:.3f}, {theirs['mcc']:.3f}"
+    again = f"BatchTopK beside SAELens's, the same sizes, {beside['sizes']['tokens']:,} samples, {mine['seeds']} seeds and 1"
     return [
         (what, "; ".join(parts), "experiments.synthetic_truth"),
+        (again, told, "experiments.synthetic_truth --rival-python PATH"),
         (large, found, "experiments.synthetic_truth --scale full"),
     ]
 
