@@ -207,7 +207,8 @@ def truth_rows() -> list[Row]:
     mine, theirs = {r["method"]: r for r in beside["summary"]}["batchtopk"], beside["rival"]["figures"]
     told = f"F1 {mine['f1']:.3f} (sd {mine['f1_sd']:.3f}), MCC {mine['mcc']:.3f} ({mine['mcc_sd']:.3f}); SAELens "
     told += f"{theirs['classification']['f1_score']:.3f}, {theirs['mcc']:.3f}"
-    again = f"BatchTopK beside SAELens's, the same sizes, {beside['sizes']['tokens']:,} samples, {mine['seeds']} seeds and 1"
+    again = f"BatchTopK beside SAELens's, the same sizes, {beside['sizes']['tokens']:,} samples, "
+    again += f"{mine['seeds']} seeds and 1"
     return [
         (what, "; ".join(parts), "experiments.synthetic_truth"),
         (again, told, "experiments.synthetic_truth --rival-python PATH"),
