@@ -195,8 +195,8 @@ def truth_rows() -> list[Row]:
     what += (
         f"{f['sizes']['tokens']:,} samples, L0 25/8, {by['batchtopk']['seeds']} seeds; not comparable with full size)"
     )
-    parts = [f"{name} F1 {by[k]['f1']:.2f}, MCC {by[k]['mcc']:.2f}" for k, name in
-             (("batchtopk", "BatchTopK"), ("matryoshka", "Matryoshka"), ("finer", "six prefixes")) if k in by]  # fmt: skip
+    names = {"batchtopk": "BatchTopK", "matryoshka": "Matryoshka", "finer": "six prefixes"}
+    parts = [f"{names[k]} F1 {by[k]['f1']:.2f}, MCC {by[k]['mcc']:.2f}" for k in names if k in by]
     full = read("synthetic_truth_full")["figures"]
     large, of = (
         f"the same at full size, {full['sizes']['tokens']:,} of the published 200 million samples, L0 25",
