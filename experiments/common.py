@@ -194,8 +194,8 @@ def save(
 ) -> Path:
     """Write the result of an experiment; `module` is its name below `experiments`, such as `bench.attribution`.
 
-    `variant` is added to the file's name. `machine` is what `hardware` said in the process that measured; without it
-    this process is asked, which starts its JAX backend.
+    `variant` is added to the file's name, and told in it. `machine` is what `hardware` said in the process that
+    measured; without it this process is asked, which starts its JAX backend.
 
     Raises:
         ValueError: a figure that is NaN or infinite.
@@ -209,7 +209,7 @@ def save(
         "versions": versions(),
         "hardware": machine or hardware(),
         "git": commit(),
-    }
+    } | ({"variant": variant} if variant else {})
     text = json.dumps(result, indent=1, allow_nan=False, default=plain) + "\n"
     path = result_path(module, variant)
     path.parent.mkdir(parents=True, exist_ok=True)
