@@ -7,6 +7,7 @@ python -m experiments.figures --write    puts it between the markers in README.m
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from experiments.figures_circuits import circuit_rows
 from experiments.figures_hierarchy import tree_rows
@@ -260,15 +261,21 @@ def smollm2_rows() -> list[Row]:
     )
     text += f"of the last batches {mean:.2f}"
     rows: list[Row] = [(what, text, "experiments.smollm2_transcoders")]
-    each = zip(held["each"], held["fvu"], strict=True)
+    rows.append((f"the same on held-out prose, {held['positions']:,} positions", *_layers_told(held, "")))
+    small = read("smollm2_transcoders_export")["figures"]
+    what = f"the export that is kept with the source, trained on {small['training']['tokens']:,} tokens on a CPU"
+    return [*rows, (what, *_layers_told(small["held_out"], " --layers 2,6 --expansion 3 ..."))]
+
+
+def _layers_told(held: dict[str, Any], options: str) -> tuple[str, str]:
+    """What replacing each layer, and all of them, leaves; and the command."""
     parts = [
         f"layer {r['layers'][0]}: FVU {fvu:.3f}, {100 * r['recovered']['zero']['value']:.0f} % of the loss recovered"
-        for r, fvu in each
+        for r, fvu in zip(held["each"], held["fvu"], strict=True)
     ]
     every = held["all"]["recovered"]["zero"]
-    parts.append(f"all three: {100 * every['value']:.0f} % [{100 * every['low']:.0f}, {100 * every['high']:.0f}]")
-    what = f"the same on held-out prose, {held['positions']:,} positions"
-    return [*rows, (what, "; ".join(parts), "experiments.smollm2_transcoders")]
+    parts.append(f"together: {100 * every['value']:.0f} % [{100 * every['low']:.0f}, {100 * every['high']:.0f}]")
+    return "; ".join(parts), f"experiments.smollm2_transcoders{options}"
 
 
 def paper_rows() -> list[Row]:

@@ -30,4 +30,6 @@ def test_it_explains_the_layers_that_it_names(smollm2):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         d = tc.load_transcoders(FOLDER, model=smollm2)
-    assert max(check_sites(smollm2, d).fvu.values()) < 1
+    found = check_sites(smollm2, d)
+    assert found.best == found.stated == ("mlp_in", "mlp_out")
+    assert max(found.layers) < 1
