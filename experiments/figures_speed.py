@@ -29,7 +29,7 @@ def speed_rows() -> list[Row]:
                 f"{100 * ours['fraction_of_peak']:.0f} % of the peak; {ours['peak_device_gb']:.0f} GB"
             )
             out.append((what, text, "experiments.bench.attribution --cases Gemma-2-2B"))
-    return [*out, *long_rows()]
+    return [*out, *long_rows(), *precision_rows()]
 
 
 def long_rows() -> list[Row]:
@@ -42,6 +42,18 @@ def long_rows() -> list[Row]:
     text += f"{last['patterns_gb']:.0f}, decoder rows {last['decoders_gb']:.0f}); "
     text += ", ".join(f"{r['tokens']:,} tokens {r['seconds']:.0f} s" for r in rows[:-1])
     return [(what, f"{text}; exponent {last['exponent']:.2f} at the end", "experiments.bench.long_prompts")]
+
+
+def precision_rows() -> list[Row]:
+    """Graphs in float32 and bfloat16 against float64."""
+    out: list[Row] = []
+    for r in read("precision")["figures"]["rows"]:
+        what = f"graphs of {r['prompts']} prompts on `{r['model']}` in {r['way']}, against float64"
+        text = f"a row moves by {r['row_error_median']:.1e} of its mass (at most {r['row_error_max_worst']:.1e}), influence by "
+        text += f"{100 * r['influence_error']:.2g} %; of the nodes that pruning keeps {100 * r['nodes']:.0f} % are the same "
+        text += f"(at least {100 * r['nodes_worst']:.0f} %), of the edges {100 * r['edges']:.1f} %"
+        out.append((what, text, "experiments.precision"))
+    return out
 
 
 def extraction_rows() -> list[Row]:
