@@ -49,9 +49,10 @@ def precision_rows() -> list[Row]:
     out: list[Row] = []
     for r in read("precision")["figures"]["rows"]:
         what = f"graphs of {r['prompts']} prompts on `{r['model']}` in {r['way']}, against float64"
-        text = f"a row moves by {r['row_error_median']:.1e} of its mass (at most {r['row_error_max_worst']:.1e}), influence by "
-        text += f"{100 * r['influence_error']:.2g} %; of the nodes that pruning keeps {100 * r['nodes']:.0f} % are the same "
-        text += f"(at least {100 * r['nodes_worst']:.0f} %), of the edges {100 * r['edges']:.1f} %"
+        text = f"a row moves by {r['row_error_median']:.1e} of its mass (at most {r['row_error_max_worst']:.1e}), "
+        text += f"influence by {100 * r['influence_error']:.2g} %; of the nodes that pruning keeps "
+        text += f"{100 * r['nodes']:.0f} % are the same (at least {100 * r['nodes_worst']:.0f} %), "
+        text += f"of the edges {100 * r['edges']:.1f} %"
         out.append((what, text, "experiments.precision"))
     return out
 
