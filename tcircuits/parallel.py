@@ -2,8 +2,8 @@
 
 Arrays name their axes by meaning ("heads", "vocab"); `RULES` says which mesh axis each is split over. Batches and
 targets go over "data" (and over "model", where it divides no heads); heads, neurons, features and the vocabulary over
-"model"; everything else is replicated. To
-split parameters over both (models larger than one row of the mesh), pass `rules={**RULES, "embed": "data"}`.
+"model"; everything else is replicated. To split parameters over both (models larger than one row of the mesh), pass
+`rules={**RULES, "embed": "data"}`.
 """
 
 import math
