@@ -38,6 +38,7 @@ HELPERS = {
         "rival_readers",
         "reading",
         "figures_circuits",
+        "figures_dictionaries",
         "figures_hierarchy",
         "figures_speed",
     ),
