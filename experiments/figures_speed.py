@@ -29,7 +29,7 @@ def speed_rows() -> list[Row]:
                 f"{100 * ours['fraction_of_peak']:.0f} % of the peak; {ours['peak_device_gb']:.0f} GB"
             )
             out.append((what, text, "experiments.bench.attribution --cases Gemma-2-2B"))
-    return [*out, *long_rows(), *precision_rows()]
+    return [*out, *long_rows(), *mesh_rows(), *precision_rows()]
 
 
 def long_rows() -> list[Row]:
@@ -42,6 +42,23 @@ def long_rows() -> list[Row]:
     text += f"{last['patterns_gb']:.0f}, decoder rows {last['decoders_gb']:.0f}); "
     text += ", ".join(f"{r['tokens']:,} tokens {r['seconds']:.0f} s" for r in rows[:-1])
     return [(what, f"{text}; exponent {last['exponent']:.2f} at the end", "experiments.bench.long_prompts")]
+
+
+def mesh_rows() -> list[Row]:
+    """One graph on several devices, and what each of them does."""
+    f, where = read("attribution_meshes")["figures"], "experiments.attribution_meshes"
+    meshes = ", ".join(r["mesh"] for r in f["meshes"])
+    text = f"edges within {max(r['edges'] for r in f['meshes']):.1e} of their row's mass, the same features in "
+    text += f"{100 * min(r['features'] for r in f['meshes']):.0f} %, pruned nodes in "
+    text += f"{100 * min(r['nodes'] for r in f['meshes']):.0f} %"
+    rows: list[Row] = [
+        (f"a graph of SmolLM2 with its neurons on meshes of devices ({meshes}), against one", text, where)
+    ]
+    for w in f["work"]:
+        if w["mesh"] != "1x1":
+            what = f"work of a device of the mesh {w['mesh']}, a trace of {w['planned']}, by the compiled programs"
+            rows.append((what, f"{w['share']:.3f} of one device's", where))
+    return rows
 
 
 def precision_rows() -> list[Row]:
