@@ -3,6 +3,7 @@
     python -m experiments.synthetic_truth                # an eighth of the size, for 2 CPU cores
     python -m experiments.synthetic_truth --scale full   # SynthSAEBench-16k as published: for a GPU
     python -m experiments.synthetic_truth --methods batchtopk small --l0 25 --tokens 3072000 --rival-python PATH
+    python -m experiments.synthetic_truth --methods finer --l0 25 --tokens 49152000  # a result of its own, `longer`
 
 SynthSAEBench-16k (Chanin and Garriga-Alonso 2026, arXiv 2602.14687) is generated here, and dictionaries of a quarter of
 its features are trained on it by the package's trainer: BatchTopK, Matryoshka (prefixes of 1/32, 1/8 and 1/2),
@@ -246,7 +247,8 @@ def main(cfg: Config) -> None:
     scale = replace(SCALES[cfg.scale], compute=cfg.compute)
     tokens, world = cfg.tokens or scale.tokens, scaled(WorldConfig(), scale.part)
     sizes = {"scale": asdict(scale), "world": asdict(world), "tokens": tokens, "methods": cfg.methods}
-    variant = "_".join(["full"] * (cfg.scale == "full") + ["calibration"] * (cfg.rival_python is not None))
+    told = {"full": cfg.scale == "full", "calibration": cfg.rival_python is not None, "longer": tokens > scale.tokens}
+    variant = "_".join(word for word, holds in told.items() if holds)
     arrays, before = make_world(world), earlier(sizes, variant)
     rows, curve, theirs = (before.get(name, other) for name, other in (("rows", []), ("l1_curve", []), ("rival", None)))
     beside = None
