@@ -115,7 +115,7 @@ def work(planned: str, tokens: int, max_features: int, shape: list[int]) -> dict
     name, kind = planned.split()
     cfg = model_of(name)
     request = Request(cfg, dictionary_of(kind, cfg, None), tokens, max_features, 32, 10, LANES)
-    a = abstracted(request, make_mesh((shape[0], shape[1])), LANES)
+    a = abstracted(request, make_mesh((shape[0], shape[1])))
     costs = [stage.cost for stage in stages(a)]
     figures = {"gflop": sum(c.flops for c in costs) / 1e9, "moved_gb": sum(c.moved_bytes for c in costs) / 1e9}
     return {"planned": planned, "mesh": "x".join(map(str, shape))} | figures

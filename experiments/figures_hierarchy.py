@@ -99,7 +99,21 @@ def transfer_rows() -> list[Row]:
         f"{min(edges):.2f} to {max(edges):.2f} of the edges' weight shared; the mapped circuit is {min(ratio):.2f} to "
     )
     text += f"{max(ratio):.2f} times as faithful as the other's own"
-    return [(what, text, "experiments.transfer")]
+    return [(what, text, "experiments.transfer"), _between_models()]
+
+
+def _between_models() -> Row:
+    """What carries over between models, by their neurons."""
+    found = []
+    for mean in read("transfer_models")["figures"]["means"]:
+        edges, ratio = (f"{x['value']:.2f} [{x['low']:.2f}, {x['high']:.2f}]" for x in (mean["edges"], mean["ratio"]))
+        found.append(
+            f"{mean['models']} ({mean['pairs']} pairs): {edges} of the edges' weight, mapped circuit {ratio} times as "
+            f"faithful as the other's own (faithfulness {mean['faithfulness']['value']:.3f}; 95 % of random circuits "
+            f"are below {mean['random_95']['value']:.3f})"
+        )
+    what = "six small models of three families, two seeds each, four behaviours, neurons matched, 5 % of the units"
+    return what, "; ".join(found), "experiments.transfer --models MODEL..."
 
 
 SEARCHES = (

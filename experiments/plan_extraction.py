@@ -96,7 +96,7 @@ def of_edges(model: str, topology: str) -> list[dict[str, Any]]:
     where = measured(where)
     cfg = model_of(model)
     edges, request = edges_of(cfg), Request(cfg, neurons(cfg.n_layers, cfg.d_model, cfg.d_mlp).cfg)
-    a, rows = abstracted(request, mesh_of(where), 256), []
+    a, rows = abstracted(request, mesh_of(where)), []
     weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(a.params))
     for method, lower in PROGRAMS.items():
         made = lower(a, edges)

@@ -26,8 +26,8 @@ import tcircuits as tc
 from experiments.common import fresh, save, show
 from experiments.toys import FAMILIES, KINDS, random_dictionary, random_model
 from tcircuits.attribution.attribute import freeze_prompt
+from tcircuits.attribution.descent import Descent
 from tcircuits.attribution.linear import token_vectors
-from tcircuits.attribution.rows import Sweep
 from tcircuits.attribution.settings import Settings
 from tcircuits.attribution.targets import feature_vectors
 
@@ -140,12 +140,13 @@ def own_rows(model: tc.Model, neurons: tc.Transcoders, graph: tc.Graph, rows: np
 
     @jax.jit
     def numbers(pos: jax.Array, slot: jax.Array) -> tuple[jax.Array, ...]:
-        sweep, zero = Sweep(model.cfg, model.params, neurons, frozen), jnp.zeros_like(pos)
+        sweep = Descent(model.cfg, model.params, neurons, frozen, len(graph.tokens))
+        zero = jnp.zeros_like(pos)
         vec, const, value = feature_vectors(model.cfg, model.params, neurons, frozen, zero, pos, slot)
         g, tokens = sweep.start(0, pos, vec), token_vectors(model.cfg, model.params, frozen.tokens)
-        edges = jnp.einsum("BTD,TD->BT", g, tokens, precision="highest")
+        edges = jnp.einsum("TBD,TD->BT", g, tokens, precision="highest")
         bias = jnp.einsum("BD,BD->B", vec, (frozen.constant + frozen.origin)[0, pos], precision="highest") + const
-        return edges, bias, value, jnp.einsum("BTD,TD->B", jnp.abs(g), jnp.abs(tokens))
+        return edges, bias, value, jnp.einsum("TBD,TD->B", jnp.abs(g), jnp.abs(tokens))
 
     with jax.default_matmul_precision("highest"):
         edges, bias, value, products = (np.asarray(x, np.float64) for x in numbers(pos, slot))

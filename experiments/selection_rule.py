@@ -30,10 +30,11 @@ import numpy as np
 import tcircuits as tc
 from experiments.common import save, show, timed
 from tcircuits.attribution.attribute import freeze_prompt
+from tcircuits.attribution.descent import Descent
 from tcircuits.attribution.outputs import resolve
 from tcircuits.attribution.prune import scores as host_scores
 from tcircuits.attribution.prune import series
-from tcircuits.attribution.rows import Sweep, accumulator, effects, source_reads
+from tcircuits.attribution.rows import effects
 from tcircuits.attribution.settings import Settings
 from tcircuits.attribution.sketch import influence_sketch
 
@@ -105,18 +106,18 @@ def make_case(model: tc.Model, prompt: str) -> tuple[Case, float]:
 
 def direct(cfg: Any, params: Any, dictionary: tc.Transcoders, frozen: Any, targets: Any) -> jax.Array:
     """Weighted |edge| from every feature to the targets [L, T, C]."""
-    sweep = Sweep(cfg, params, dictionary, frozen)
+    sweep = Descent(cfg, params, dictionary, frozen, frozen.tokens.shape[0])
 
     def chunk(total: jax.Array, t: Any) -> tuple[jax.Array, None]:
         def body(i: jax.Array, carry: Any) -> Any:
             g, acc, total = carry
             m = t.layer - 1 - i
             written = sweep.written(m, g)
-            r, acc = source_reads(sweep, m, written, acc)
-            edge = jnp.einsum("B,BTC->TC", t.weight, jnp.abs(r * frozen.value[m]))
-            return sweep.below(m, g, written, 0.0), acc, total.at[m].add(edge)
+            r, acc = sweep.reads(m, written, acc)
+            edge = jnp.einsum("B,TBC->TC", t.weight, jnp.abs(r))
+            return sweep.below(m, g, written), acc, total.at[m].add(edge)
 
-        start = (sweep.start(t.layer, t.pos, t.vec), accumulator(sweep, t.pos.shape[0]), total)
+        start = (sweep.start(t.layer, t.pos, t.vec), sweep.accumulator(t.pos.shape[0]), total)
         return jax.lax.fori_loop(0, t.layer, body, start)[2], None
 
     with jax.default_matmul_precision("highest"):

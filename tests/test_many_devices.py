@@ -105,7 +105,7 @@ alone = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"), axis_
 cfg = ModelConfig("llama", 4, 96, 3, 3, 32, 384, 512, 128, rotary_dim=32)
 d = TranscoderConfig("transcoder", 4, 96, 256, (0, 1, 2, 3), "relu")
 for mesh in (alone, make_mesh((2, 2)), make_mesh((1, 4))):
-    made = stages(abstracted(Request(cfg, d, 32, 200, 16, 4, 64), mesh, 64))
+    made = stages(abstracted(Request(cfg, d, 32, 200, 16, 4, 64), mesh))
     print(*[s.cost.flops for s in made if s.name.startswith(("rows", "influence sketch"))])
 """
 

@@ -144,7 +144,7 @@ def small(**changes):
 @pytest.fixture(scope="module")
 def lines():
     r = small()
-    a = abstracted(r, mesh_of(CPU), 64)
+    a = abstracted(r, mesh_of(CPU))
     return r, a, {stage.name: stage for stage in stages(a)}
 
 
@@ -166,7 +166,7 @@ def test_the_sweep_costs_what_its_formula_says(lines):
     m, B, C = r.model, 64, r.slots
     D, H, G, K = m.d_model, m.n_heads, m.n_kv_heads, m.d_head
     wanted = 0.0
-    for width, layers in sweeps(r, B).by_width.items():
+    for width, layers in sweeps(r, "cpu").by_width.items():
         macs = B * width * (D * H * K + D * G * K + H * width * K) + B * width * C * D + 3 * B * width * C
         below = sum(layer * n for layer, n in layers.items()) + sum(
             n for layer, n in layers.items() if layer < m.n_layers
@@ -184,7 +184,7 @@ def extracted(lines):
     _, _, trace = lines
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extraction, "stages", lambda _: iter(trace.values()))  # compiled already
-        found = list(extraction.extraction_stages(abstracted(small(behaviour=SIZES), mesh_of(CPU), 64)))
+        found = list(extraction.extraction_stages(abstracted(small(behaviour=SIZES), mesh_of(CPU))))
     return trace, {stage.name: stage for stage in found}
 
 
@@ -229,8 +229,9 @@ def test_extractions_that_are_refused(changes, message):
 
 def test_chunks_are_those_that_attribute_sweeps():
     r = small()
-    plan = sweeps(r, 64)
+    plan = sweeps(r, "cpu", by_layer=True)
     assert plan.runs == 1 + 3 * 2  # 75 features in each of 4 layers; those of layer 0 need no sweep
+    assert sweeps(r, "cpu").runs == 5  # 3 * 75 and 10 targets, 64 together, by how far their sources reach
     assert sum(n for layers in plan.by_width.values() for n in layers.values()) == plan.runs
     assert max(plan.by_width) == r.tokens
 
@@ -318,7 +319,7 @@ def test_requests_that_are_refused(changes, message):
 @pytest.mark.parametrize("changes", [{"tokens": 1, "max_features": 8}, {"max_features": None, "tokens": 2}])
 def test_short_prompts_are_planned(changes):
     r = small(**changes)
-    names = [stage.name for stage in stages(abstracted(r, mesh_of(CPU), 64))]
+    names = [stage.name for stage in stages(abstracted(r, mesh_of(CPU)))]
     assert ("influence sketch" in names) == (changes["max_features"] is not None)
     assert names[-1] == f"rows, {r.tokens} positions"
 
@@ -331,7 +332,7 @@ def test_a_model_of_one_layer_is_planned():
         dictionary=replace(r.dictionary, n_layers=1, layers=(0,)),
         max_features=20,
     )
-    found = list(stages(abstracted(one, mesh_of(CPU), 64)))
+    found = list(stages(abstracted(one, mesh_of(CPU))))
     assert found[-1].cost.flops > 0
     assert pairs(one)[0] == one.targets * 20 // 12  # those at the last of 12 positions
 

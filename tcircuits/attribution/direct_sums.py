@@ -2,7 +2,7 @@
 
 A direct attribution stands at one position: activation of the source there times the weight between the two, through
 the residual stream and affine skips. So covectors of a target at all positions go down together, and each layer's
-features are read by the maps that rows of a graph go through (`rows.Sweep`).
+features are read by the maps that rows of a graph go through (`sweep.Sweep`).
 """
 
 from dataclasses import fields, replace
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from tcircuits.attribution.frozen import Frozen
-from tcircuits.attribution.rows import Sweep, accumulator, source_reads
+from tcircuits.attribution.sweep import Sweep, accumulator, source_reads
 from tcircuits.attribution.targets import feature_vectors
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.forward import Hold

@@ -19,35 +19,33 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tcircuits.attribution.frozen import Frozen
 from tcircuits.attribution.graph import TargetNode
+from tcircuits.attribution.grouping import arrange
 from tcircuits.attribution.memory import streams
 from tcircuits.attribution.precise import first_layer
 from tcircuits.attribution.row_store import RowStore
 from tcircuits.attribution.rows import cone, rows
-from tcircuits.attribution.select import Selection, chunk_features
-from tcircuits.attribution.targets import Targets, pad_targets
+from tcircuits.attribution.select import Selection
+from tcircuits.attribution.targets import Targets, feature_vectors
 from tcircuits.compiling import compiled
 from tcircuits.models.config import ModelConfig
+from tcircuits.models.params import Params
 from tcircuits.numerics import bucket
 from tcircuits.parallel import Spread, host, mesh_of, spread_of
 from tcircuits.transcoders.dictionary import Transcoders
+from tcircuits.types import Array, Int
 
 # The compiled programs; `planning` compiles the same ones for machines that are not there.
 rows_program = compiled(rows, static_argnames=("cfg", "per_layer", "n_pos", "precision", "spread"))
 cone_program = compiled(cone, static_argnames=("cfg", "n_pos", "precision", "spread"))
-chunk_program = compiled(chunk_features, static_argnames=("cfg", "size", "n_chunks"))
-
 one_chunk = compiled(lambda targets, q: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, q, 1), targets))
-padded = compiled(pad_targets, static_argnames=("size",))
 
 MOST_PADDING = 3  # slots for each that is active, up to which copying all of them beats picking columns
-MOST_THREADS, AHEAD, WIDTHS = 8, 3, 4
-LANES, CPU_LANES, CPU_POSITIONS = 256, (56, 160), 3
-FEEDING = 4096  # rows of a product with a layer's weights, from which more make it no faster
-FIXED = 2  # lanes that a chunk's own work costs: decoder rows looked up, patterns computed
+MOST_THREADS, AHEAD = 8, 3
 
 
 @dataclass(frozen=True)
@@ -62,36 +60,9 @@ class Job:
     n_pos: int
 
 
-def default_lanes(platform: str, per_layer: np.ndarray, T: int, D: int) -> int:
-    """How many targets are swept together where the caller does not say, with so many features in each layer.
-
-    Products of many targets are faster, but targets that stand far apart are all swept over the positions of the last.
-    A CPU is well fed by few, so there they are those of about three positions of a layer. A layer's chunks are equal.
-    Cotangents of width D at T positions bound them where prompts are long, and then few lanes are enough for fast
-    products: so many that least is swept in vain, a chunk costing `FIXED` lanes beside its own.
-    """
-    lanes, (low, high), (L, most) = LANES, CPU_LANES, (len(per_layer), int(per_layer.max(initial=0)))
-    step = 8 if platform == "cpu" else 32
-    if T * step >= FEEDING:
-        step = -(-FEEDING // T)
-        sizes = np.arange(step, max(step, min(lanes, streams(T, D))) + 1, step)
-        cost = (-(-per_layer[:, None] // sizes) * (sizes + FIXED) * np.arange(1, L + 1)[:, None]).sum(0)
-        return int(sizes[np.argmin(cost)])
-    if platform == "cpu":
-        lanes = min(max(CPU_POSITIONS * int(per_layer.sum()) // max(L * T, 1), low), high)
-    chunks = max(1, -(-most // lanes))
-    return max(step, -(-most // (chunks * step)) * step)
-
-
 def spread_for(model: Any) -> Spread | None:
     """Over which devices targets of a model are spread."""
     return spread_of(mesh_of(model.params.embed), model.cfg.n_heads)
-
-
-def divided(lanes: int, spread: Spread | None) -> int:
-    """So many lanes, or a few more, so that every device has as many."""
-    n = 1 if spread is None else spread.n
-    return -(-lanes // n) * n
 
 
 def store_for(cfg: ModelConfig, frozen: Frozen, flat: np.ndarray, nodes: list[TargetNode], leaves: bool) -> RowStore:
@@ -127,10 +98,47 @@ def packed(frozen: Frozen, store: RowStore) -> bool:
     return bool((host(frozen.valid) == (np.arange(C) < store.counts[..., None])).all())
 
 
-def width(reach: int, T: int) -> int:
-    """Positions to carry for targets before `reach`: one of few widths, so that few programs are compiled."""
-    step = max(2, -(-T // WIDTHS))
-    return min(T, -(-reach // step) * step)
+def arranged(
+    cfg: ModelConfig,
+    params: Params,
+    d: Transcoders,
+    frozen: Frozen,
+    flat: Int[Array, " N"],
+    outputs: list[Targets],
+    members: Int[Array, "Q B"],
+    layer: Int[Array, " Q"],
+) -> Targets:
+    """Chunks of features at `flat` places and outputs, numbered one after the other; `layer` is each chunk's highest.
+
+    Pure.
+    """
+    (L, T, C), N = frozen.index.shape, flat.shape[0]
+    at = jnp.minimum(flat, L * T * C - 1)
+    features = at // (T * C), at // C % T, at % C
+    vec, const, value = feature_vectors(cfg, params, d, frozen, *features)
+    chosen, there = jnp.maximum(members, 0), members >= 0
+
+    def lanes(of_features: Array, name: str) -> Array:
+        of_outputs = [getattr(t, name).reshape(-1, *of_features.shape[1:]) for t in outputs]
+        found = jnp.concatenate([of_features, *of_outputs])[chosen]
+        return jnp.where(there.reshape(*there.shape, *[1] * (found.ndim - 2)), found, jnp.zeros_like(found))
+
+    of_outputs = [jnp.broadcast_to(t.layer[:, None], t.pos.shape).ravel() for t in outputs]
+    every = jnp.concatenate([features[0], *of_outputs]).astype(jnp.int32)
+    return Targets(
+        layer,
+        lanes(features[1], "pos"),
+        lanes(vec, "vec"),
+        lanes(const, "const"),
+        lanes(value, "value"),
+        lanes(jnp.zeros_like(value), "weight"),
+        jnp.where(there & (chosen < N), chosen, -1).astype(jnp.int32),
+        there,
+        jnp.where(there, every[chosen], 0),
+    )
+
+
+arranged_program = compiled(arranged, static_argnames=("cfg",))
 
 
 def jobs_of(
@@ -141,25 +149,34 @@ def jobs_of(
     outputs: list[Targets],
     store: RowStore,
     lanes: int | None,
+    by_layer: bool,
 ) -> list[Job]:
-    """Chunks of the targets, and then of the features that the store wants from a sweep."""
-    T, per_layer, out, row = store.live.shape[1], np.diff(host(chosen.start)), [], store.n
-    lanes = lanes or default_lanes(jax.default_backend(), per_layer, T, model.cfg.d_model)
-    lanes = divided(lanes, spread_for(model))
-    for targets in outputs:  # as wide as the features' chunks, so that one program serves both
-        valid = np.flatnonzero(host(targets.valid)[0])
-        value, wide = host(targets.value)[0, valid], padded(targets, size=max(lanes, targets.pos.shape[1]))
-        out.append(Job(wide, 0, valid, row + np.arange(len(valid)), value, T))
-        row += len(valid)
+    """Chunks of the targets and of the features that the store wants from a sweep; or each of one layer."""
+    T, N, spread = store.live.shape[1], chosen.flat.shape[0], spread_for(model)
     first = 1 if store.dtype == np.float32 else 0  # rows of layer 0 come from `precise`
-    n_chunks = int((-(-per_layer // lanes)).sum())
-    features = chunk_program(model.cfg, model.params, d, frozen, chosen, lanes, bucket(max(n_chunks, 1), 8))
-    found = (features.layer, features.node, features.value, features.valid)
-    layer, node, value, valid = (host(x) for x in found)
-    for q in np.flatnonzero(valid.any(1) & (layer >= first)).tolist():
-        at = np.flatnonzero(valid[q])
-        rows = node[q, at].astype(np.int64)
-        out.append(Job(features, q, at, rows, value[q, at], width(int(store.reach[rows].max()) + 1, T)))
+    real = np.concatenate([host(t.valid).ravel() for t in outputs])
+    wanted = np.concatenate([np.flatnonzero(store.layer[: store.n] >= first), store.n + np.arange(real.sum())])
+    place = np.concatenate([np.arange(store.n), N + np.flatnonzero(real)])  # of each row among features and outputs
+    groups = arrange(
+        store.layer[wanted],
+        store.reach[wanted],
+        T,
+        model.cfg.d_model,
+        jax.default_backend(),
+        lanes=lanes,
+        multiple=1 if spread is None else spread.n,
+        by_layer=by_layer,
+    )
+    more = bucket(len(groups.layer), 8) - len(groups.layer)
+    members = np.where(groups.members >= 0, place[wanted[groups.members]], -1)
+    given = np.pad(members, ((0, more), (0, 0)), constant_values=-1), np.pad(groups.layer, (0, more))
+    targets = arranged_program(
+        model.cfg, model.params, d, frozen, chosen.flat, outputs, *(jnp.asarray(x, jnp.int32) for x in given)
+    )
+    out, value = [], host(targets.value)
+    for q, n_pos in enumerate(groups.n_pos.tolist()):
+        at = np.flatnonzero(groups.members[q] >= 0)
+        out.append(Job(targets, q, at, wanted[groups.members[q, at]], value[q, at], n_pos))
     return out
 
 
@@ -175,8 +192,8 @@ def sweep_rows(
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Fill the store with the rows of all targets and selected features."""
-    jobs, spread = jobs_of(model, d, frozen, chosen, outputs, store, lanes), spread_for(model)
-    whole = packed(frozen, store)
+    whole, spread = packed(frozen, store), spread_for(model)
+    jobs = jobs_of(model, d, frozen, chosen, outputs, store, lanes, whole)
     per_layer = bucket(int(np.diff(host(chosen.start)).max(initial=1)), 64)
 
     def launch(job: Job) -> Any:

@@ -138,9 +138,9 @@ def mlp_constant(
     return jnp.where(covered, own, b_out)
 
 
-def skip_up(d: Transcoders, slot: Array, covered: Array, x: Float[Array, "T D"]) -> Array | float:
+def skip_up(d: Transcoders, slot: Array, covered: Array, x: Float[Array, "*T D"]) -> Array | float:
     """The affine path of a dictionary: x W_skip."""
-    return 0.0 if d.w_skip is None else jnp.where(covered, jnp.einsum("TD,DE->TE", x, wide(d.w_skip[slot])), 0.0)
+    return 0.0 if d.w_skip is None else jnp.where(covered, x @ wide(d.w_skip[slot]), 0.0)
 
 
 def read_up(cfg: ModelConfig, d: Transcoders, norm2: Any, scale: Array, x: Array, biases: bool) -> Array:

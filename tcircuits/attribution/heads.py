@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from tcircuits.attribution.frozen import Frozen
 from tcircuits.attribution.linear import heads_down, norm_bias, norm_down, token_vectors
-from tcircuits.attribution.rows import Sweep
+from tcircuits.attribution.sweep import Sweep
 from tcircuits.attribution.weights import Still, hold_of
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.forward import Hold, forward_one

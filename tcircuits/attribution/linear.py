@@ -49,7 +49,9 @@ def norm_bias(p: Norm | None) -> Array | float:
 
 def mixed(cfg: ModelConfig, pattern: Any, v: Float[Array, "S G K"]) -> Float[Array, "T H K"]:
     """`mix` with a pattern, or with the scores that make it."""
-    return mix_up(cfg, pattern, v) if isinstance(pattern, Scores) else mix(cfg, pattern, v)
+    if not isinstance(pattern, Scores):
+        return mix(cfg, pattern, v)
+    return mix_up(cfg, pattern, v.swapaxes(0, 1)).transpose(2, 0, 1, 3).reshape(len(v), cfg.n_heads, -1)
 
 
 def attention_down(cfg: ModelConfig, p: Attention, pattern: Any, g: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

@@ -1,6 +1,6 @@
 """The transposed maps of one layer between the sites of a dictionary and the stream, with norm denominators held.
 
-`hold` has denominators [L, T] of T places: the positions of a frozen prompt (`rows.Sweep`, `descent.Descent`), or the
+`hold` has denominators [L, T] of T places: the positions of a frozen prompt (`sweep.Sweep`, `descent.Descent`), or the
 one place that input-invariant weights stand for (`weights.Still`). Attributions of a prompt and weights without one go
 through these same maps, so they differ in activations, patterns and denominators and in nothing else.
 """

@@ -10,7 +10,7 @@ BYTES_PER_EDGE = 25  # int32 source and float32 weight; where zeros are taken ou
 
 LEAN_BYTES = 2e9
 """Patterns that would take more are not kept."""
-STREAM_BYTES = 1.2e9
+STREAM_BYTES = 2.4e9
 """Of one array of streams, or cotangents, [T, B, D] that a sweep carries: some of them live at once."""
 
 

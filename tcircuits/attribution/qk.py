@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from tcircuits.attribution.frozen import Frozen, push_stream
 from tcircuits.attribution.linear import layer as layer_of
 from tcircuits.attribution.linear import norm_bias, norm_down, token_vectors
-from tcircuits.attribution.rows import Sweep, accumulator, source_reads
+from tcircuits.attribution.sweep import Sweep, accumulator, source_reads
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.forward import forward_one, layer_kinds, layer_rope, rope_tables
 from tcircuits.models.params import Params
@@ -171,7 +171,7 @@ def _push(
         r, acc = source_reads(sweep, m, written, acc)
         features = features.at[m].set(jnp.einsum("KTC,TC->TCK", r, frozen.value[m]))
         errors = errors.at[m].set(jnp.einsum("KTD,TD->TK", written, frozen.error[m]))
-        return sweep.below(m, g, written, 0.0), acc, features, errors
+        return sweep.below(m, g, written), acc, features, errors
 
     g = jnp.zeros((K, T, cfg.d_model), cov.dtype).at[:, pos].set(cov)
     zeros = (jnp.zeros((L, T, C, K), cov.dtype), jnp.zeros((L, T, K), cov.dtype))

@@ -10,21 +10,18 @@ the selected features' columns and sums over the others; `cone` gives every slot
 Every row balances: sum of its edges + unexpanded + bias = value, with the bias computed forward from the parameters.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from tcircuits.attribution.descent import Descent
-from tcircuits.attribution.frozen import Frozen, rows_in_slots
-from tcircuits.attribution.maps import Maps
+from tcircuits.attribution.frozen import Frozen
 from tcircuits.attribution.select import Selection, chosen_mask
-from tcircuits.attribution.targets import Targets, feature_vectors
+from tcircuits.attribution.targets import Targets
 from tcircuits.models.config import ModelConfig
-from tcircuits.models.forward import Hold
 from tcircuits.models.params import Params
-from tcircuits.numerics import wide
 from tcircuits.parallel import Spread
 from tcircuits.transcoders.dictionary import Transcoders
 from tcircuits.types import Array, Float, Int
@@ -42,7 +39,7 @@ class Rows:
         bias: constants of the parameters, and of position 0 where that is no node; `origin` is that latter part.
         value: what edges + unexpanded + bias sum to.
         share: the influence that starts at the row (a logit's probability; 0 for features).
-        node: the row's own column if it is a selected feature, else -1; `layer` is the chunk's.
+        node: the row's own column if it is a selected feature, else -1; `layer` is the chunk's (`Targets`).
         valid: padding is False, and all its numbers are 0.
     """
 
@@ -58,84 +55,23 @@ class Rows:
     valid: Array
 
 
-@dataclass(frozen=True)
-class Sweep(Maps):
-    """The maps of one frozen prompt that a descending sweep applies; lives for one trace."""
-
-    frozen: Frozen
-
-    @property
-    def hold(self) -> Hold:
-        """The prompt's patterns and denominators."""
-        return self.frozen.hold
-
-    def read(self, i: Any, m: Any, g: Float[Array, "B T D"]) -> Float[Array, "B T C"]:
-        """<decoder row of layer i's features to layer m, g>, not yet times the activation."""
-        if self.d.cfg.kind == "neurons":
-            assert self.params.blocks.mlp is not None
-            return jnp.einsum("BTD,CD->BTC", g, wide(self.params.blocks.mlp.w_out[m]))
-        return jnp.einsum("BTD,TCD->BTC", g, rows_in_slots(self.d, self.frozen, i, m))
-
-    def features(self, m: Any, r: Float[Array, "B T C"]) -> Float[Array, "B T D"]:
-        """From feature activations of layer m to the stream: their encoders, gates and norms, transposed."""
-        r = r * self.frozen.factor[m]
-        if self.d.cfg.kind == "neurons":
-            assert self.params.blocks.mlp is not None
-            return self.to_stream(m, jnp.einsum("BTC,DC->BTD", r, wide(self.params.blocks.mlp.w_in[m])), "mlp_in")
-        T, C = r.shape[1:]
-        place = jnp.arange(T * C, dtype=jnp.int32)
-        plain = replace(self.frozen, factor=jnp.ones_like(self.frozen.factor))
-        u, _, _ = feature_vectors(self.cfg, self.params, self.d, plain, jnp.full(T * C, m), place // C, place % C)
-        return jnp.einsum("BTC,TCD->BTD", r, u.reshape(T, C, -1))
-
-    def start(self, top: Any, pos: Array, vec: Array) -> Float[Array, "B T D"]:
-        """The cotangent of targets at layer `top`, carried below that layer's attention (sequential blocks)."""
-        B, T = pos.shape[0], self.frozen.tokens.shape[0]
-        g = jnp.zeros((B, T, self.cfg.d_model), vec.dtype).at[jnp.arange(B), pos].set(vec, mode="drop")
-        if self.cfg.parallel:
-            return g
-        inside = top < self.cfg.n_layers
-        return jax.lax.cond(
-            inside, lambda g: g + self.attention(jnp.minimum(top, self.cfg.n_layers - 1), g), lambda g: g, g
-        )
-
-    def below(self, m: Any, g: Array, written: Array, extra: Array | float) -> Float[Array, "B T D"]:
-        """From the stream after layer m to the stream before it; `extra` is what enters at the MLP's input."""
-        middle = g + self.skip(m, written) + extra
-        return middle + self.attention(m, g if self.cfg.parallel else middle)
-
-
-def source_reads(sweep: Sweep, m: Any, written: Array, acc: Any) -> tuple[Float[Array, "B T C"], Any]:
-    """<decoders, g> of layer m's features: complete once layer m is read, as no feature writes below its own layer."""
-    if sweep.d.cfg.kind != "clt":
-        return sweep.read(m, m, written), acc
-    acc = jax.lax.fori_loop(0, m + 1, lambda i, a: a.at[i].add(sweep.read(i, m, written)), acc)
-    return acc[m], acc
-
-
-def accumulator(sweep: Sweep, B: int) -> Any:
-    """Cross-layer features collect from several layers: [L, B, T, C]."""
-    L, T, C = sweep.frozen.index.shape
-    return jnp.zeros((L, B, T, C), sweep.frozen.value.dtype) if sweep.d.cfg.kind == "clt" else ()
-
-
 def effects(
     cfg: ModelConfig, params: Params, dictionary: Transcoders, frozen: Frozen, targets: Targets
 ) -> Float[Array, "L T C"]:
     """Weighted absolute total effect of every active feature on the targets, for the selection (see `select`)."""
-    sweep = Sweep(cfg, params, dictionary, frozen)
+    sweep = Descent(cfg, params, dictionary, frozen, frozen.tokens.shape[0])
 
     def chunk(total: Array, t: Targets) -> tuple[Array, None]:
         def body(i: Array, carry: Any) -> Any:
             g, acc, total = carry
             m = t.layer - 1 - i
             written = sweep.written(m, g)
-            r, acc = source_reads(sweep, m, written, acc)
-            effect = jnp.einsum("B,BTC->TC", t.weight, jnp.abs(r * frozen.value[m]))
-            return sweep.below(m, g, written, sweep.features(m, r)), acc, total.at[m].add(effect)
+            r, acc = sweep.raw_reads(m, written, acc)
+            effect = jnp.einsum("B,TBC->TC", t.weight, jnp.abs(r * frozen.value[m][:, None]))
+            return sweep.below(m, g, written, lambda x: x + sweep.features(m, r)), acc, total.at[m].add(effect)
 
         g = sweep.start(t.layer, t.pos, t.vec)
-        return jax.lax.fori_loop(0, t.layer, body, (g, accumulator(sweep, t.pos.shape[0]), total))[2], None
+        return jax.lax.fori_loop(0, t.layer, body, (g, sweep.accumulator(t.pos.shape[0]), total))[2], None
 
     with jax.default_matmul_precision("highest"):
         return jax.lax.scan(chunk, jnp.zeros_like(frozen.value), targets)[0]
@@ -186,6 +122,10 @@ def _chunk_rows(sweep: Descent, t: Targets, selection: Selection, rest: Array, w
     B, N = t.pos.shape[0], selection.flat.shape[0]
     dtype = frozen.value.dtype
     padded = jnp.concatenate([selection.flat, jnp.full(width, L * T * C, jnp.int32)])
+    at = t.layer if t.enter is None else t.enter
+
+    def those_of(layer: Any) -> Float[Array, "B D"]:
+        return t.vec if t.enter is None else jnp.where((t.enter == layer)[:, None], t.vec, 0.0)
 
     def body(i: Array, carry: Any) -> Any:
         g, acc, edges, errors, signed, absolute = carry
@@ -196,11 +136,12 @@ def _chunk_rows(sweep: Descent, t: Targets, selection: Selection, rest: Array, w
         errors = errors.at[m].set(sweep.errors(m, written))
         signed = signed.at[m].set(jnp.einsum("TBC,TC->TB", r, rest[m]))
         absolute = absolute.at[m].set(jnp.einsum("TBC,TC->TB", jnp.abs(r), rest[m]))
-        return sweep.below(m, g, written), acc, edges, errors, signed, absolute
+        enter = None if t.enter is None else lambda x: sweep.enter(x, t.pos, those_of(m))
+        return sweep.below(m, g, written, enter), acc, edges, errors, signed, absolute
 
     by_layer = jnp.zeros((L, n, B), dtype)
     start = (
-        sweep.start(t.layer, t.pos, t.vec),
+        sweep.start(t.layer, t.pos, those_of(t.layer)),
         sweep.accumulator(B),
         jnp.zeros((B, N + width), dtype),
         by_layer,
@@ -215,7 +156,7 @@ def _chunk_rows(sweep: Descent, t: Targets, selection: Selection, rest: Array, w
 
     tokens = all_positions(sweep.tokens(g))
     weight = jnp.concatenate([edges[:, :N], all_positions(errors).reshape(B, L * T), tokens], -1)
-    bias, origin = sweep.constants(t.layer, t.pos, t.vec, t.const)
+    bias, origin = sweep.constants(at, t.pos, t.vec, t.const)
     real = t.valid.astype(dtype)
     return Rows(
         weight,

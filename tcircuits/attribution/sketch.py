@@ -17,15 +17,14 @@ Sources: 1-stable projections, Indyk 2006 (J. ACM 53, 307-323); their logarithmi
 1312.6820) treat the wider family. Their use for influence is ours.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from tcircuits.attribution.descent import Descent
 from tcircuits.attribution.frozen import Frozen, coverage, read_up, rows_in_slots, skip_up
-from tcircuits.attribution.linear import block_up, norm_up, token_vectors
-from tcircuits.attribution.rows import Sweep, accumulator, source_reads
+from tcircuits.attribution.linear import norm_up, token_vectors
 from tcircuits.attribution.targets import Targets
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.params import Params
@@ -45,71 +44,64 @@ def cauchy(key: Array, stream: int, index: Any, shape: tuple[int, ...], dtype: A
     return jax.random.cauchy(jax.random.fold_in(jax.random.fold_in(key, stream), index), shape, dtype)
 
 
-def scale(x: Float[Array, "R *X"]) -> Float[Array, "*X"]:
-    """Scale of Cauchy samples along the first axis: the geometric mean of their absolute values; 0 where all are 0.
+def by_position(key: Array, stream: int, index: Any, shape: tuple[int, ...], dtype: Any) -> Float[Array, "T R C"]:
+    """Cauchy variables [R, T, C], positions first."""
+    return jnp.swapaxes(cauchy(key, stream, index, shape, dtype), 0, 1)
+
+
+def scale(x: Float[Array, "*X R Y"]) -> Float[Array, "*X Y"]:
+    """Scale of Cauchy samples along the last axis but one: the geometric mean of their absolute values; 0 if all are 0.
 
     A logarithm makes much of the rounding of a sample near 0, which one of thousands of nodes always has; so samples
     count as `FLOOR` of the scale at least, and what that adds on average, 2 / pi of it, is taken off again.
     """
     size = jnp.abs(x)
-    rough = jnp.exp(jnp.log(size).mean(0))
-    return jnp.exp(jnp.log(jnp.maximum(size, FLOOR * rough)).mean(0) - 2 / jnp.pi * FLOOR)
+    rough = jnp.exp(jnp.log(size).mean(-2, keepdims=True))
+    return jnp.exp(jnp.log(jnp.maximum(size, FLOOR * rough)).mean(-2) - 2 / jnp.pi * FLOOR)
 
 
-def _feature_output(sweep: Sweep, key: Array, i: Any, m: Any, R: int) -> Float[Array, "R T D"]:
+def _feature_output(sweep: Descent, key: Array, i: Any, m: Any, R: int) -> Float[Array, "T R D"]:
     """What layer i's features, each with its random factor, write at layer m."""
     f = sweep.frozen
-    c = cauchy(key, FEATURES, i, (R, *f.value.shape[1:]), f.value.dtype) * f.value[i]
+    c = by_position(key, FEATURES, i, (R, *f.value.shape[1:]), f.value.dtype) * f.value[i][:, None]
     if sweep.d.cfg.kind == "neurons":
         assert sweep.params.blocks.mlp is not None
-        return jnp.einsum("RTC,CD->RTD", c, wide(sweep.params.blocks.mlp.w_out[m]))
-    return jnp.einsum("RTC,TCD->RTD", c, rows_in_slots(sweep.d, f, i, m))
-
-
-def _read_features(sweep: Sweep, m: Any, x: Float[Array, "R T D"]) -> Float[Array, "R T C"]:
-    """What layer m's features read of streams before the MLP's norm; the transpose of `Sweep.features`."""
-    probe = jnp.zeros((x.shape[0], *sweep.frozen.value.shape[1:]), x.dtype)
-    return jax.linear_transpose(lambda r: sweep.features(m, r), probe)(x)[0]
-
-
-def _apart(spread: Spread | None) -> Callable[[Array], Array]:
-    """What spreads the first axis."""
-    return lambda x: x if spread is None else spread(x, 0)
+        return c @ wide(sweep.params.blocks.mlp.w_out[m])
+    return jnp.einsum("TRC,TCD->TRD", c, rows_in_slots(sweep.d, f, i, m))
 
 
 def row_totals(
-    sweep: Sweep, key: Array, targets: Targets, R: int, spread: Spread | None = None
-) -> tuple[Float[Array, "L T C"], Float[Array, "Q R B D"]]:
-    """Estimated |row|_1 of every feature, and the streams where each target reads them; R streams, spread."""
+    sweep: Descent, key: Array, targets: Targets, R: int
+) -> tuple[Float[Array, "L T C"], Float[Array, "Q B R D"]]:
+    """Estimated |row|_1 of every feature, and the streams where each target reads them; R streams."""
     cfg, d, f = sweep.cfg, sweep.d, sweep.frozen
     slots, covered = (jnp.asarray(x) for x in coverage(d.cfg))
-    T, dtype, apart = f.tokens.shape[0], f.value.dtype, _apart(spread)
-    x = cauchy(key, TOKENS, 0, (R, T, 1), dtype) * token_vectors(cfg, sweep.params, f.tokens)
+    T, dtype = f.tokens.shape[0], f.value.dtype
+    x = by_position(key, TOKENS, 0, (R, T, 1), dtype) * token_vectors(cfg, sweep.params, f.tokens)[:, None]
 
     def where_read(x: Array, m: Any, reads: Array) -> Array:
         """`reads`, with those of the targets at layer m."""
-        here = jnp.moveaxis(x[:, targets.pos], 1, 0)
-        return jnp.where((targets.layer == m)[:, None, None, None], here, reads)
+        return jnp.where((targets.layer == m)[:, None, None, None], x[targets.pos], reads)
 
     def step(carry: Any, m: Array) -> Any:
         x, reads = carry
         block, h = sweep.at(m)
-        attn = jax.vmap(lambda x: block_up(cfg, block, h.pattern, h.norm1, h.norm1_post, x, False))(x)
+        attn = sweep.attention_up(m, x)
         middle = x if cfg.parallel else x + attn
-        totals = scale(_read_features(sweep, m, middle))
-        read = jax.vmap(lambda x: read_up(cfg, d, block.norm2, h.norm2, x, False))(middle)
-        out = cauchy(key, ERRORS, m, (R, T, 1), dtype) * f.error[m]
-        out = out + jax.vmap(lambda x: skip_up(d, slots[m], covered[m], x) + jnp.zeros_like(x))(read)
+        totals = scale(sweep.features_up(m, middle))
+        read = read_up(cfg, d, block.norm2, sweep.along(h.norm2), middle, False)
+        out = by_position(key, ERRORS, m, (R, T, 1), dtype) * f.error[m][:, None]
+        out = out + skip_up(d, slots[m], covered[m], read)
         if d.cfg.kind == "clt":
             out = jax.lax.fori_loop(0, m + 1, lambda i, o: o + _feature_output(sweep, key, i, m, R), out)
         else:
             out = out + _feature_output(sweep, key, m, m, R)
         if d.cfg.writes == "mlp_raw" and cfg.post_norm:
-            out = jax.vmap(lambda o: norm_up(cfg, block.norm2_post, h.norm2_post, o))(out)
-        return (apart(x + attn + out), where_read(middle, m, reads)), totals
+            out = norm_up(cfg, block.norm2_post, sweep.along(h.norm2_post), out)
+        return (sweep.apart(x + attn + out), where_read(middle, m, reads)), totals
 
-    none = jnp.zeros((targets.pos.shape[0], R, targets.pos.shape[1], x.shape[-1]), x.dtype)
-    (x, reads), totals = jax.lax.scan(step, (apart(x), none), jnp.arange(cfg.n_layers))
+    none = jnp.zeros((*targets.pos.shape, R, x.shape[-1]), x.dtype)
+    (x, reads), totals = jax.lax.scan(step, (sweep.apart(x), none), jnp.arange(cfg.n_layers))
     return totals, where_read(x, cfg.n_layers, reads)
 
 
@@ -128,22 +120,23 @@ def influence_sketch(
     Static are `n_probes` and `spread`, over which devices probes are spread.
     """
     with jax.default_matmul_precision("highest"):
-        sweep, key = Sweep(cfg, params, dictionary, frozen), jax.random.key(SEED)
-        totals, reads = row_totals(sweep, key, targets, n_probes, spread)
+        sweep = Descent(cfg, params, dictionary, frozen, frozen.tokens.shape[0], spread)
+        key = jax.random.key(SEED)
+        totals, reads = row_totals(sweep, key, targets, n_probes)
 
         def chunk(total: Array, item: tuple[Targets, Array]) -> tuple[Array, None]:
-            return total + _descend(sweep, key, *item, totals, n_probes, spread), None
+            return total + _descend(sweep, key, *item, totals, n_probes), None
 
         return jax.lax.scan(chunk, jnp.zeros_like(frozen.value), (targets, reads))[0]
 
 
 def _descend(
-    sweep: Sweep, key: Array, t: Targets, reads: Array, totals: Array, R: int, spread: Spread | None
+    sweep: Descent, key: Array, t: Targets, reads: Float[Array, "B R D"], totals: Array, R: int
 ) -> Float[Array, "L T C"]:
-    """Influence that starts at one chunk of targets, which read the streams `reads` [R, B, D]."""
-    f, apart = sweep.frozen, _apart(spread)
+    """Influence that starts at one chunk of B targets, which read the streams `reads`."""
+    f = sweep.frozen
     B, shape, dtype = t.pos.shape[0], (R, *f.value.shape[1:]), f.value.dtype
-    own = scale(jnp.einsum("BD,RBD->RB", t.vec, reads))
+    own = scale(jnp.einsum("BD,BRD->BR", t.vec, reads)[..., None])[:, 0]
     weight = jnp.where(own > 0, t.weight / jnp.where(own > 0, own, 1.0), 0.0)
     factor = cauchy(key, TARGETS, 0, (R, B), dtype) * weight
 
@@ -151,11 +144,11 @@ def _descend(
         g, acc, influence = carry
         m = t.layer - 1 - i
         written = sweep.written(m, g)
-        r, acc = source_reads(sweep, m, written, acc)
-        here = scale(r * f.value[m])
+        r, acc = sweep.reads(m, written, acc)
+        here = scale(r)
         again = jnp.where(totals[m] > 0, here / jnp.where(totals[m] > 0, totals[m], 1.0), 0.0)
-        entering = sweep.features(m, cauchy(key, AGAIN, m, shape, dtype) * again)
-        return apart(sweep.below(m, g, written, entering)), acc, influence.at[m].set(here)
+        entering = sweep.features(m, by_position(key, AGAIN, m, shape, dtype) * again[:, None])
+        return sweep.below(m, g, written, lambda x: x + entering), acc, influence.at[m].set(here)
 
-    g = apart(jnp.einsum("RB,BTD->RTD", factor, sweep.start(t.layer, t.pos, t.vec)))
-    return jax.lax.fori_loop(0, t.layer, body, (g, accumulator(sweep, R), jnp.zeros_like(f.value)))[2]
+    g = sweep.apart(jnp.einsum("RB,TBD->TRD", factor, sweep.start(t.layer, t.pos, t.vec)))
+    return jax.lax.fori_loop(0, t.layer, body, (g, sweep.accumulator(R), jnp.zeros_like(f.value)))[2]

@@ -23,10 +23,10 @@ from tcircuits.types import Array, Float, Int
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Targets:
-    """Targets in chunks; all of one chunk are at one layer, and chunks descend through the layers.
+    """Targets in chunks that are swept together.
 
     Attributes:
-        layer: of each chunk; L for logits and directions.
+        layer: of each chunk's targets, L for logits and directions; with `enter`, the highest among them.
         pos: position of each target.
         vec: covector on the stream.
         const: constant part of the value that does not pass through the stream.
@@ -34,6 +34,7 @@ class Targets:
         weight: share in the influence that starts here: probabilities for logits, 0 for features as nodes.
         node: the target's own place among the nodes (for selected features), or -1.
         valid: padding is False.
+        enter: layer of each target, where those of a chunk are not all at one.
     """
 
     layer: Int[Array, " Q"]
@@ -44,6 +45,7 @@ class Targets:
     weight: Float[Array, "Q B"]
     node: Int[Array, "Q B"]
     valid: Array
+    enter: Int[Array, "Q B"] | None = None
 
 
 def join(first: Targets, second: Targets) -> Targets:

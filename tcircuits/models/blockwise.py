@@ -20,7 +20,7 @@ from tcircuits.models.config import ModelConfig
 from tcircuits.numerics import wide
 from tcircuits.types import Array, Float, Int
 
-BLOCK = 1024
+BLOCK = 512
 LONG = 2048  # tokens from which a forward pass that nobody asks for patterns attends in blocks
 NOTHING = 1e30  # the total of a query that is padding: its row of the pattern is 0
 
@@ -125,12 +125,20 @@ class _Blocks:
         """One block of an array of whole blocks."""
         return jax.lax.dynamic_slice_in_dim(x, number * self.size, self.size, axis)
 
-    def block(self, t: Array, s: Array) -> Float[Array, "H b b"]:
-        """Pattern of the queries of block t over the keys of block s."""
-        p, place = self.scores, jnp.arange(self.size)
+    def block(self, t: Array, s: Array) -> Float[Array, "G b Rb"]:
+        """Pattern of the queries of block t over the keys of block s: keys first, as products with it want them.
+
+        The R heads of a group stand side by side.
+        """
+        p, place, (G, K) = self.scores, jnp.arange(self.size), self.scores.k.shape[1:]
+        q = self.cut(p.q, t, 0).reshape(self.size, G, -1, K).transpose(1, 3, 2, 0).reshape(G, K, -1)
+        k = self.cut(p.k, s, 0).swapaxes(0, 1)
+        scores = softcap((wide(k) @ wide(q)) * self.cfg.query_scale, self.cfg.attn_softcap)
+        scores = scores.reshape(G, self.size, -1, self.size)
+        total = self.cut(p.total, t, 1).reshape(G, 1, -1, self.size)
         at, to = t * self.size + place, s * self.size + place
-        scores = raw_scores(self.cfg, self.cut(p.q, t, 0), self.cut(p.k, s, 0)) - self.cut(p.total, t, 1)[..., None]
-        return jnp.where(seen(self.cfg, at, to, p.window) & (to < self.n), jnp.exp(scores), 0.0)
+        visible = seen(self.cfg, at, to, p.window) & (to < self.n)
+        return jnp.where(visible.T[:, None], jnp.exp(scores - total), 0.0).reshape(G, self.size, -1)
 
     def run(self, out: Array, axis: int, add: Any) -> Array:
         """`out` with what each block (t, s) of the pattern that can be seen adds to it.
@@ -147,18 +155,17 @@ class _Blocks:
         return jax.lax.scan(step, out, jnp.asarray(pairs, jnp.int32))[0]
 
 
-def mix_up(cfg: ModelConfig, s: Scores, v: Float[Array, "T G K"]) -> Float[Array, "T H K"]:
-    """What each head reads of values: `forward.mix` with the pattern of `s`."""
-    T, blocks, R = len(v), _Blocks(cfg, s, len(v)), cfg.n_heads // cfg.n_kv_heads
-    v = blocks.padded(v, 0)
+def mix_up(cfg: ModelConfig, s: Scores, v: Float[Array, "G T X"]) -> Float[Array, "G R T X"]:
+    """What each head reads of values, X numbers at a position: sum over s of P[t, s] v_s."""
+    (G, T, X), R = v.shape, cfg.n_heads // cfg.n_kv_heads
+    blocks = _Blocks(cfg, s, T)
+    v = blocks.padded(v, 1)
 
     def add(t: Array, s: Array) -> tuple[Array, Array]:
-        p = blocks.block(t, s).astype(v.dtype)
-        p = p.reshape(cfg.n_kv_heads, R, *p.shape[1:])
-        return t, jnp.einsum("GRTS,SGK->TGRK", p, blocks.cut(v, s, 0))
+        part = jnp.einsum("GSQ,GSX->GQX", blocks.block(t, s).astype(v.dtype), blocks.cut(v, s, 1))
+        return t, part.reshape(G, R, blocks.size, X)
 
-    out = blocks.run(jnp.zeros((len(v), cfg.n_kv_heads, R, v.shape[-1]), v.dtype), 0, add)
-    return out[:T].reshape(T, cfg.n_heads, -1)
+    return blocks.run(jnp.zeros((G, R, v.shape[1], X), v.dtype), 2, add)[:, :, :T]
 
 
 def mix_down(cfg: ModelConfig, s: Scores, read: Float[Array, "G R n X"]) -> Float[Array, "G n X"]:
@@ -168,8 +175,6 @@ def mix_down(cfg: ModelConfig, s: Scores, read: Float[Array, "G R n X"]) -> Floa
     read = blocks.padded(read, 2)
 
     def add(t: Array, s: Array) -> tuple[Array, Array]:
-        p = blocks.block(t, s).reshape(G, R * blocks.size, blocks.size)
-        part = blocks.cut(read, t, 2).reshape(G, R * blocks.size, X)
-        return s, jnp.einsum("GTS,GTX->GSX", p, part)
+        return s, blocks.block(t, s) @ blocks.cut(read, t, 2).reshape(G, R * blocks.size, X)
 
     return blocks.run(jnp.zeros((G, read.shape[2], X), read.dtype), 1, add)[:, :n]

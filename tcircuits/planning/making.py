@@ -5,12 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AbstractMesh
 
-from tcircuits.attribution.expansion import default_lanes, divided
 from tcircuits.models import params as parameters
-from tcircuits.parallel import AXES, RULES, spread_of
+from tcircuits.parallel import AXES, RULES
 from tcircuits.planning.devices import measured, mesh_of, own_compiler
 from tcircuits.planning.extraction import extraction_stages
 from tcircuits.planning.hardware import Topology, larger_first
@@ -20,12 +18,6 @@ from tcircuits.planning.request import Request, check
 from tcircuits.planning.result import Line, Plan, seconds
 from tcircuits.transcoders import dictionary
 from tcircuits.types import InputError
-
-
-def chunk_of(r: Request, topology: Topology) -> int:
-    """What `attribute` sweeps together on such devices."""
-    per_layer = np.bincount(np.resize(r.dictionary.layers, r.features), minlength=r.model.n_layers)
-    return r.chunk or default_lanes(topology.device.kind, per_layer, r.tokens, r.model.d_model)
 
 
 def check_division(r: Request, topology: Topology) -> None:
@@ -58,7 +50,7 @@ def whole_arrays(r: Request, n: int) -> tuple[str, ...]:
 def persistent_bytes(r: Request, n: int) -> int:
     """Bytes of parameters and dictionary on each of n devices; nothing is compiled."""
     mesh: Any = AbstractMesh((1, n), AXES)
-    return abstracted(r, mesh, 1).persistent
+    return abstracted(r, mesh).persistent
 
 
 def make(r: Request, topology: Topology) -> Plan:
@@ -70,9 +62,7 @@ def make(r: Request, topology: Topology) -> Plan:
     check(r)
     check_division(r, topology)
     topology = measured(topology)
-    mesh = mesh_of(topology)
-    lanes = divided(chunk_of(r, topology), spread_of(mesh, r.model.n_heads))
-    a = abstracted(r, mesh, lanes, topology.device.kind)
+    a = abstracted(r, mesh_of(topology), topology.device.kind)
     # Where not even the parameters fit, nothing is compiled.
     lines, refused = _lines(a, topology) if a.persistent <= topology.device.memory else ((), "")
     host = host_memory(r)

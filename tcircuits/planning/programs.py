@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tcircuits.attribution.attribute import SCORE_PROGRAMS, count_active, freeze_program, select_program
 from tcircuits.attribution.expansion import (
     AHEAD,
-    chunk_program,
+    arranged_program,
     cone_program,
     rows_program,
     threads,
@@ -80,7 +80,6 @@ class Abstract:
 
     request: Request
     mesh: Mesh
-    chunk: int
     platform: str
     params: Any
     d: Any
@@ -100,12 +99,12 @@ class Abstract:
         return device_bytes((self.params, self.d))
 
 
-def abstracted(request: Request, mesh: Mesh, chunk: int, platform: str = "cpu") -> Abstract:
+def abstracted(request: Request, mesh: Mesh, platform: str = "cpu") -> Abstract:
     """Shapes of parameters and dictionary on a mesh."""
     dtype = jnp.dtype(request.dtype)
     params = abstract(parameters.spec(request.model), mesh, dtype)
     d = abstract(dictionary.spec(request.dictionary), mesh, dtype)
-    return Abstract(request, mesh, chunk, platform, params, d)
+    return Abstract(request, mesh, platform, params, d)
 
 
 @dataclass(frozen=True)
@@ -188,25 +187,26 @@ def _selected(a: Abstract, frozen: Any, targets: Any, held: int) -> Iterator[Sta
         yield made.stage("select", held + device_bytes(score), made.work())
     start = a.array((cfg.n_layers + 1,), jnp.int32)
     chosen = Selection(a.array((bucket(r.features, 64),), jnp.int32), start)
-    plan = sweeps(r, a.chunk)
-    made = compiled(chunk_program, cfg, a.params, a.d, frozen, chosen, size=a.chunk, n_chunks=plan.chunks)
+    every = r.features == r.n_active and r.dictionary.kind != "neurons"
+    whole = a.platform == "cpu" and every and worth_copying(frozen.index.size, r.features)
+    plan = sweeps(r, a.platform, multiple=1 if a.spread is None else a.spread.n, by_layer=whole)
+    members = a.array((plan.chunks, plan.lanes), jnp.int32), a.array((plan.chunks,), jnp.int32)
+    made = compiled(arranged_program, cfg, a.params, a.d, frozen, chosen.flat, [targets], *members)
     yield made.stage("features as targets", held + device_bytes(chosen), made.work())
     one = jax.tree.map(lambda x: a.array((1, *x.shape[1:]), x.dtype), made.out)
-    yield from _rows(a, frozen, one, chosen, plan, held + device_bytes(chosen) + made.results)
+    yield from _rows(a, frozen, one, None if whole else chosen, plan, held + device_bytes(chosen) + made.results)
 
 
 def _rows(a: Abstract, frozen: Any, one: Any, chosen: Any, plan: Sweeps, held: int) -> Iterator[Stage]:
-    """The sweep, a program for each width of the causal cone.
+    """The sweep, a program for each width of the causal cone; without `chosen`, of all slots.
 
     Some results live while the host copies the first; a single CPU runs as many programs at once as it has threads.
     """
     r, given = a.request, (a.request.model, a.params, a.d, frozen, one)
-    every = r.features == r.n_active and r.dictionary.kind != "neurons"
-    whole = a.platform == "cpu" and every and worth_copying(frozen.index.size, r.features)
-    beside = threads(a.chunk, r.tokens, r.model.d_model) if a.platform == "cpu" and a.mesh.devices.size == 1 else 1
+    beside = threads(plan.lanes, r.tokens, r.model.d_model) if a.platform == "cpu" and a.mesh.devices.size == 1 else 1
     for width, layers in sorted(plan.by_width.items()):
         how: dict[str, Any] = {"n_pos": width, "precision": "highest", "spread": a.spread}
-        if whole:
+        if chosen is None:
             made = compiled(cone_program, *given, **how)
         else:
             made = compiled(rows_program, *given, chosen, per_layer=plan.per_layer, **how)

@@ -4,7 +4,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tcircuits.attribution.expansion import width
+import numpy as np
+
+from tcircuits.attribution.grouping import arrange
 from tcircuits.numerics import bucket
 from tcircuits.planning.request import Request
 
@@ -14,11 +16,13 @@ class Sweeps:
     """Chunks of targets.
 
     Attributes:
+        lanes: targets of one chunk.
         per_layer: columns of one layer, rounded as `attribute` rounds them.
-        chunks: chunks of features that are laid out, padding included.
+        chunks: chunks that are laid out, padding included.
         by_width: for each number of positions that a sweep covers, how many chunks start at each layer.
     """
 
+    lanes: int
     per_layer: int
     chunks: int
     by_width: Mapping[int, Mapping[int, int]]
@@ -29,17 +33,26 @@ class Sweeps:
         return sum(n for layers in self.by_width.values() for n in layers.values())
 
 
-def sweeps(r: Request, chunk: int) -> Sweeps:
-    """The chunks of a request; those of the outputs, at the last position, come first."""
-    T, layers = r.tokens, r.dictionary.layers
-    counts = [r.features // len(layers) + (i < r.features % len(layers)) for i in range(len(layers))]
-    by_width: dict[int, Counter[int]] = {T: Counter({r.model.n_layers: 1})}
-    total = 0
-    for layer, count in zip(layers, counts, strict=True):
-        n = -(-count // chunk)
-        total += n
-        for i in range(n if layer else 0):  # rows of layer 0 need no sweep
-            # Features stand in order of their positions: the last of a chunk says how far it reaches.
-            reach = -(-T * min(count, (i + 1) * chunk) // count)
-            by_width.setdefault(width(reach, T), Counter())[layer] += 1
-    return Sweeps(bucket(max(*counts, 1), 64), bucket(max(total, 1), 8), by_width)
+def sweeps(r: Request, platform: str, *, multiple: int = 1, by_layer: bool = False) -> Sweeps:
+    """The chunks of a request, as `attribute` makes them on a platform (see `arrange`)."""
+    T, layers = r.tokens, np.asarray(r.dictionary.layers)
+    layer = np.sort(np.resize(layers, r.features))
+    counts = np.bincount(layer, minlength=r.model.n_layers)
+    place = np.arange(len(layer)) - np.repeat(np.cumsum(counts) - counts, counts)
+    reach = (place + 1) * T // counts[layer] - 1
+    swept = layer > 0  # rows of layer 0 need no sweep
+    found = arrange(
+        np.concatenate([layer[swept], np.full(r.targets, r.model.n_layers)]),
+        np.concatenate([np.maximum(reach[swept], 0), np.full(r.targets, T - 1)]),
+        T,
+        r.model.d_model,
+        platform,
+        lanes=r.chunk,
+        multiple=multiple,
+        by_layer=by_layer,
+    )
+    by_width: dict[int, Counter[int]] = {}
+    for width, top in zip(found.n_pos.tolist(), found.layer.tolist(), strict=True):
+        by_width.setdefault(width, Counter())[top] += 1
+    per_layer = bucket(int(counts.max(initial=1)), 64)
+    return Sweeps(found.members.shape[1], per_layer, bucket(len(found.layer), 8), by_width)

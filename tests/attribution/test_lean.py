@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import tcircuits as tc
-from tcircuits.attribution import expansion, memory
-from tcircuits.attribution.expansion import default_lanes
+from tcircuits.attribution import memory
 from tcircuits.attribution.frozen import freeze
 from tcircuits.attribution.rows import effects
 from tcircuits.attribution.sketch import influence_sketch
@@ -56,8 +55,8 @@ def test_patterns_in_blocks_are_those_of_the_forward_pass(family, blocks, x64):
         at = np.array([6, 2, 2])
         np.testing.assert_allclose(pattern_rows(m.cfg, one, at, 5), pattern[:, at, :5], atol=1e-14)
         np.testing.assert_allclose(pattern_rows(m.cfg, pattern, at), pattern[:, at])
-        v, grouped = rng.normal(size=(7, G, K)), pattern.reshape(G, R, 7, 7)
-        wanted = np.einsum("grts,sgk->tgrk", grouped, v).reshape(7, G * R, K)
+        v, grouped = rng.normal(size=(G, 7, 2 * K)), pattern.reshape(G, R, 7, 7)
+        wanted = np.einsum("grts,gsx->grtx", grouped, v)
         np.testing.assert_allclose(mix_up(m.cfg, one, jnp.asarray(v)), wanted, atol=1e-14)
         for n in (7, 4) if m.cfg.causal else (7,):  # a cone's first positions
             read = rng.normal(size=(G, R, n, 2))
@@ -133,11 +132,5 @@ def test_totals_are_logarithms_of_denominators(blocks, x64):
 def test_what_counts_as_long():
     assert not memory.lean(12, 12, 1024)  # GPT-2 small keeps its 600 MB
     assert memory.lean(26, 8, 2300)
-    assert memory.streams(8192, 576) == 32
+    assert memory.streams(8192, 576) == 64
     assert memory.streams(10**9, 4096) == 8
-    every = np.full(30, 10**6)
-    assert default_lanes("gpu", every, 64, 576) == expansion.LANES
-    assert default_lanes("gpu", every, 8192, 576) == default_lanes("cpu", every, 8192, 576) == 32
-    few = np.full(30, 9)
-    few[20] = 30
-    assert default_lanes("cpu", few, 8192, 576) == 9  # four chunks at layer 20 and one at each other

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tcircuits.attribution.descent import Descent
 from tcircuits.attribution.frozen import read_up, skip_up
 from tcircuits.attribution.linear import block_down, block_up, layer, norm_down, norm_up
-from tcircuits.attribution.rows import Sweep
-from tcircuits.attribution.sketch import _read_features
+from tcircuits.attribution.sweep import Sweep
 
 from .. import bridge
 from ..reference import model as oracle
@@ -39,11 +39,12 @@ def products(family: str, name: str) -> dict[str, tuple[float, float]]:
     @jax.jit
     def run(params, d, tokens, x, y):
         frozen = compare.frozen_of(cfg, params, d, tokens)
-        sweep = Sweep(cfg, params, d, frozen)
+        sweep, first = Sweep(cfg, params, d, frozen), Descent(cfg, params, d, frozen, T)
         block, h = sweep.at(LAYER)
         attention = (h.pattern, h.norm1, h.norm1_post)
         up = {
             "attention": lambda x: block_up(cfg, block, *attention, x, False),
+            "attention, positions first": lambda x: first.attention_up(LAYER, x[:, None])[:, 0],
             "norm 1": lambda x: norm_up(cfg, block.norm1, h.norm1, x),
             "norm 2": lambda x: norm_up(cfg, block.norm2, h.norm2, x),
             "reading": lambda x: read_up(cfg, d, block.norm2, h.norm2, x, False),
@@ -51,14 +52,16 @@ def products(family: str, name: str) -> dict[str, tuple[float, float]]:
         }
         down = {
             "attention": lambda y: block_down(cfg, block, *attention, y[None])[0],
+            "attention, positions first": lambda y: first.attention(LAYER, y[:, None])[:, 0],
             "norm 1": lambda y: norm_down(cfg, block.norm1, h.norm1, y),
             "norm 2": lambda y: norm_down(cfg, block.norm2, h.norm2, y),
             "reading": lambda y: sweep.to_stream(LAYER, y[None], d.cfg.reads)[0],
             "skip": lambda y: (sweep.skip(LAYER, y[None]) + 0 * y[None])[0],
         }
         found = {k: ((up[k](x) * y).sum(), (x * down[k](y)).sum()) for k in up}
-        r = jnp.asarray(rng.normal(size=(1, *frozen.value.shape[1:])))
-        found["features"] = ((_read_features(sweep, LAYER, x[None]) * r).sum(), (x * sweep.features(LAYER, r)[0]).sum())
+        r = jnp.asarray(rng.normal(size=frozen.value.shape[1:]))[:, None]
+        read, written = first.features_up(LAYER, x[:, None]), first.features(LAYER, r)[:, 0]
+        found["features"] = ((read * r).sum(), (x * written).sum())
         return found
 
     found = run(m.params, d, jnp.asarray(both.case.tokens, jnp.int32), x, y)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tcircuits.attribution.rows import Sweep
+from tcircuits.attribution.descent import Descent
 from tcircuits.attribution.sketch import cauchy, influence_sketch, row_totals, scale
 from tcircuits.attribution.targets import logit_vectors, output_targets
 
@@ -32,7 +32,7 @@ def estimate(cfg, params, d, tokens, ids, n_probes):
     frozen = compare.frozen_of(cfg, params, d, tokens)
     p = jax.nn.softmax(frozen.logits[-1])[ids]
     outputs = output_targets(cfg, params, frozen, *logit_vectors(params, ids), jnp.full(len(ids), len(tokens) - 1), p)
-    sweep = Sweep(cfg, params, d, frozen)
+    sweep = Descent(cfg, params, d, frozen, len(tokens))
     totals, _ = row_totals(sweep, jax.random.key(0), outputs, n_probes)
     return frozen, influence_sketch(cfg, params, d, frozen, outputs, n_probes=n_probes), totals
 
