@@ -23,7 +23,9 @@ def bucket(n: int, step: int = 16) -> int:
 
 
 def wide(x: Array) -> Array:
-    """`x` in float32, or in float64 if it is that already."""
+    """`x` in float32, or in float64 if it is that already; uint16 is the bits of bfloat16 (`transcoders.scratch`)."""
+    if x.dtype == jnp.uint16:
+        return jax.lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 

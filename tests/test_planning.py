@@ -166,7 +166,7 @@ def test_the_sweep_costs_what_its_formula_says(lines):
     m, B, C = r.model, 64, r.slots
     D, H, G, K = m.d_model, m.n_heads, m.n_kv_heads, m.d_head
     wanted = 0.0
-    for width, layers in sweeps(r, "cpu").by_width.items():
+    for width, layers in sweeps(r, "cpu", r.slots).by_width.items():
         macs = B * width * (D * H * K + D * G * K + H * width * K) + B * width * C * D + 3 * B * width * C
         below = sum(layer * n for layer, n in layers.items()) + sum(
             n for layer, n in layers.items() if layer < m.n_layers
@@ -229,9 +229,9 @@ def test_extractions_that_are_refused(changes, message):
 
 def test_chunks_are_those_that_attribute_sweeps():
     r = small()
-    plan = sweeps(r, "cpu", by_layer=True)
+    plan = sweeps(r, "cpu", r.slots, by_layer=True)
     assert plan.runs == 1 + 3 * 2  # 75 features in each of 4 layers; those of layer 0 need no sweep
-    assert sweeps(r, "cpu").runs == 5  # 3 * 75 and 10 targets, 64 together, by how far their sources reach
+    assert sweeps(r, "cpu", r.slots).runs == 5  # 3 * 75 and 10 targets, 64 together, by how far their sources reach
     assert sum(n for layers in plan.by_width.values() for n in layers.values()) == plan.runs
     assert max(plan.by_width) == r.tokens
 

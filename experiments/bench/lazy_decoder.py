@@ -64,7 +64,7 @@ class Config:
 def build(sizes: dict[str, Any], length: int) -> tuple[tc.Model, np.ndarray]:
     """The model and two prompts."""
     D = sizes["d_model"]
-    heads: dict[str, Any] = {"n_heads": D // 32, "n_kv_heads": D // 64, "d_head": 32, "rotary_dim": 32}
+    heads: dict[str, Any] = {"n_heads": D // 32, "n_kv_heads": D // 64, "d_head": 32, "rotary_dim": 32, "n_ctx": length}
     model = random_model("llama", n_layers=sizes["n_layers"], d_model=D, d_mlp=2 * D, d_vocab=1000, **heads)
     return model, np.random.default_rng(2).integers(0, 1000, (2, length))
 

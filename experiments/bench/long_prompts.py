@@ -75,7 +75,7 @@ def measure(length: int, max_features: int) -> dict[str, Any]:
         "n_active": graph.n_active,
         "features": graph.n_features,
         "edges": len(graph.weight),
-        "lean": lean(cfg.n_layers, cfg.n_heads, T),
+        "lean": lean(cfg, d.cfg, T, K),
         "seconds": found.first,
         "stages": dict(times),
         "prune": pruning.first,

@@ -18,7 +18,7 @@ from tcircuits.attribution.checks import check_finite, check_match, check_prompt
 from tcircuits.attribution.expansion import spread_for, store_for, sweep_rows
 from tcircuits.attribution.frozen import Frozen, freeze, read_by
 from tcircuits.attribution.graph import Graph, TargetNode
-from tcircuits.attribution.memory import check_memory, lean, streams
+from tcircuits.attribution.memory import carried, check_memory, lean, streams
 from tcircuits.attribution.narrowing import narrowed, whole_numbers
 from tcircuits.attribution.outputs import resolve
 from tcircuits.attribution.prune import with_influence
@@ -138,7 +138,7 @@ def freeze_prompt(model: Any, d: Transcoders, ids: np.ndarray, s: Settings) -> F
     origin, slots = origin_rule(model, ids, s), None
     if d.cfg.kind != "neurons" and default_slots(d) > 64:
         slots = min(bucket(int(count_active(model.cfg, model.params, d, ids, origin))), default_slots(d))
-    few = lean(model.cfg.n_layers, model.cfg.n_heads, len(ids))
+    few = lean(model.cfg, d.cfg, len(ids), slots or default_slots(d))
     frozen = freeze_program(model.cfg, model.params, d, ids, n_slots=slots, origin=origin, lean=few)
     check_finite(model, frozen)
     return frozen
@@ -161,7 +161,7 @@ def _select(
     else:
         rule = partial(SCORE_PROGRAMS[s.selection], model.cfg, model.params, d, frozen)
         if s.selection == "influence":
-            probes = min(PROBES, streams(T, model.cfg.d_model))
+            probes = min(PROBES, streams(T, carried(model.cfg, d.cfg, C)))
             rule = partial(rule, n_probes=probes, spread=spread_for(model))
         score = sum((rule(t) for t in chunks), jnp.zeros_like(frozen.value))
         flat = host(select_program(score, frozen.valid, n=n).flat)

@@ -24,8 +24,8 @@ import numpy as np
 
 from tcircuits.attribution.frozen import Frozen
 from tcircuits.attribution.graph import TargetNode
-from tcircuits.attribution.grouping import arrange
-from tcircuits.attribution.memory import streams
+from tcircuits.attribution.grouping import arrange, work_of
+from tcircuits.attribution.memory import carried, streams
 from tcircuits.attribution.precise import first_layer
 from tcircuits.attribution.row_store import RowStore
 from tcircuits.attribution.rows import cone, rows
@@ -161,7 +161,7 @@ def jobs_of(
         store.layer[wanted],
         store.reach[wanted],
         T,
-        model.cfg.d_model,
+        work_of(model.cfg, d.cfg, T, frozen.index.shape[-1]),
         jax.default_backend(),
         lanes=lanes,
         multiple=1 if spread is None else spread.n,
@@ -213,7 +213,7 @@ def sweep_rows(
     fill = partial(fill_first_layer, model, d, frozen, host(chosen.flat)[: store.n], store)
     if alone_on_a_cpu(frozen):
         widest = max(job.targets.pos.shape[1] for job in jobs)
-        beside = threads(widest, len(frozen.tokens), model.cfg.d_model)
+        beside = threads(widest, len(frozen.tokens), carried(model.cfg, d.cfg, frozen.index.shape[-1]))
         _in_threads(jobs, lambda job: collect(job, launch(job)), fill, beside, progress)
     else:
         _in_order(jobs, launch, collect, progress)
@@ -251,13 +251,13 @@ def alone_on_a_cpu(frozen: Frozen) -> bool:
     return jax.default_backend() == "cpu" and jax.process_count() == 1 and len(frozen.value.devices()) == 1
 
 
-def threads(lanes: int, T: int, D: int) -> int:
+def threads(lanes: int, T: int, numbers: int) -> int:
     """Chunks side by side on a CPU: one more than its cores, as one copies while the others multiply.
 
     One alone where the cotangents of that many chunks would take too much memory.
     """
     most = min(MOST_THREADS, (os.cpu_count() or 1) + 1)
-    return most if lanes * most <= streams(T, D) else 1
+    return most if lanes * most <= streams(T, numbers) else 1
 
 
 def _in_threads(

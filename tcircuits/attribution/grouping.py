@@ -1,24 +1,63 @@
 """Which targets are swept together.
 
-A sweep runs from the highest layer among its targets down to layer 0, over the positions up to their last source. It
-costs, at every layer and position, as much as its lanes and some `FIXED` more: decoder rows are looked up, patterns
-computed or read, weights read. So a sweep pays for targets of its own layer and place alone where these are many, and
-for targets of several layers, which enter where they stand (`Targets.enter`), where they are few; a target is swept in
-vain above its layer and behind its position. `arrange` takes the cheapest of some ways by that account.
+A sweep runs from the highest layer among its targets down to layer 0, over the positions up to their last source. At
+every layer and position it costs so much a lane, and looks up decoder rows, or computes patterns, once for all lanes
+(`Work`). So a sweep pays for targets of its own layer and place alone where these are many, and for targets of several
+layers, which enter where they stand (`Targets.enter`), where they are few; a target is swept in vain above its layer
+and behind its position. `arrange` takes the cheapest of some ways by that account.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from tcircuits.attribution.memory import streams
+from tcircuits.attribution.memory import carried, lean, outputs, streams
+from tcircuits.models.config import ModelConfig
+from tcircuits.transcoders.config import TranscoderConfig
 
 LANES, CPU_LANES, CPU_POSITIONS = 256, (56, 160), 3
 FEEDING = 4096  # rows of a product with a layer's weights, from which more make it no faster
-FIXED = 10  # lanes that a chunk's own work costs
+PER_WORD = {"cpu": 600}  # multiply-adds that take as long as one number of a decoder row or of a computed pattern
+ELSEWHERE, LEAST = 60, 2.0  # the same of other devices; and what a chunk costs at least beside its lanes, in lanes
 WIDTHS = 4
 WORTH = 0.9  # of the cost by layers, below which targets of several layers are swept together
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a sweep does at one layer and position.
+
+    Attributes:
+        weights: multiply-adds with the attention's weights, for a lane.
+        mixed: the same for each position that attention mixes.
+        read: of decoder rows, for a lane; each number of them is looked up once for all.
+        numbers: that are carried for a lane.
+        made: numbers of the pattern that are computed once for all lanes, for each position that attention mixes.
+    """
+
+    weights: int
+    mixed: int
+    read: int
+    numbers: int
+    made: int
+
+    def lane(self, n: np.ndarray | int) -> Any:
+        """Multiply-adds of a lane over n positions."""
+        return n * (self.weights + n / 2 * self.mixed + self.read)
+
+    def fixed(self, n: np.ndarray | int, platform: str) -> Any:
+        """The work that is done once for all lanes, in multiply-adds."""
+        numbers = n * (self.read + n / 2 * self.made)
+        return np.maximum(numbers * PER_WORD.get(platform, ELSEWHERE), LEAST * self.lane(n))
+
+
+def work_of(cfg: ModelConfig, d: TranscoderConfig, T: int, slots: int) -> Work:
+    """Sizes of a sweep over a prompt of T tokens; cross-layer rows are those of the mean layer."""
+    D, H, G, K = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.d_head
+    rows = slots * (outputs(d) / len(d.layers) if d.layers else 0)
+    made = H if lean(cfg, d, T, slots) else 0
+    return Work(D * K * (H + G), H * K, int(rows * D), carried(cfg, d, slots), made)
 
 
 @dataclass(frozen=True)
@@ -29,7 +68,7 @@ class Groups:
         members: [Q, B] number of the target in each lane; -1 is padding.
         layer: [Q] the highest layer of each.
         n_pos: [Q] positions to sweep, one of few.
-        cost: see above; in lanes times layers times positions.
+        cost: multiply-adds, and what takes as long.
     """
 
     members: np.ndarray
@@ -44,18 +83,18 @@ def width(reach: np.ndarray | int, T: int) -> np.ndarray:
     return np.minimum(T, -(-np.asarray(reach) // step) * step)
 
 
-def layer_lanes(platform: str, per_layer: np.ndarray, T: int, D: int) -> int:
+def layer_lanes(platform: str, per_layer: np.ndarray, T: int, numbers: int) -> int:
     """How many targets of one layer are swept together, with so many in each layer.
 
     Products of many targets are faster, but targets that stand far apart are all swept over the positions of the last.
     A CPU is well fed by few, so there they are those of about three positions of a layer. A layer's chunks are equal.
-    Cotangents of width D at T positions bound them where prompts are long.
+    What is carried at T positions bounds them where prompts are long.
     """
     lanes, (low, high), (L, most) = LANES, CPU_LANES, (len(per_layer), int(per_layer.max(initial=0)))
     if platform == "cpu":
         lanes = min(max(CPU_POSITIONS * int(per_layer.sum()) // max(L * T, 1), low), high)
     step = step_of(platform, T)
-    lanes = min(lanes, streams(T, D))
+    lanes = min(lanes, streams(T, numbers))
     chunks = max(1, -(-most // lanes))
     return max(step, -(-most // (chunks * step)) * step)
 
@@ -66,10 +105,10 @@ def step_of(platform: str, T: int) -> int:
     return step if T * step < FEEDING else -(-FEEDING // T)
 
 
-def lanes_to_try(platform: str, T: int, D: int) -> np.ndarray:
+def lanes_to_try(platform: str, T: int, numbers: int) -> np.ndarray:
     """Numbers of lanes that feed the machine and fit: few, since each has programs of its own."""
     step, most = step_of(platform, T), CPU_LANES[1] if platform == "cpu" and T * 8 < FEEDING else LANES
-    most = max(step, min(most, streams(T, D)))
+    most = max(step, min(most, streams(T, numbers)))
     least = min(most, -(-FEEDING // (4 * T)))
     halves = most >> np.arange(most.bit_length())
     return np.unique(np.maximum(-(-halves // step) * step, -(-least // step) * step))
@@ -79,7 +118,7 @@ def arrange(
     layer: np.ndarray,
     reach: np.ndarray,
     T: int,
-    D: int,
+    work: Work,
     platform: str,
     *,
     lanes: int | None = None,
@@ -92,7 +131,7 @@ def arrange(
         layer: [R] of the targets.
         reach: [R] position of each one's last source.
         T: tokens.
-        D: width of the model.
+        work: what a lane costs.
         platform: what sweeps them.
         lanes: B, where the caller says.
         multiple: B is one of these.
@@ -104,27 +143,31 @@ def arrange(
     def rounded(n: int) -> int:
         return -(-n // multiple) * multiple
 
-    own = lanes or layer_lanes(platform, np.bincount(layer, minlength=1), T, D)
-    separate = _cut(order, layer, reach, layer, rounded(own), T, D)
+    def cut(at: np.ndarray, key: np.ndarray, size: int) -> Groups:
+        return _cut(order[at], layer[at], reach[at], key[at], size, T, work, platform)
+
+    own = lanes or layer_lanes(platform, np.bincount(layer, minlength=1), T, work.numbers)
+    every = np.arange(len(order))
+    separate = cut(every, layer, rounded(own))
     if by_layer or not len(order):
         return separate
-    tried = {lanes} if lanes else set(lanes_to_try(platform, T, D).tolist())
-    best = min(_ways(order, layer, reach, {rounded(n) for n in tried}, T, D), key=lambda g: g.cost)
+    # Targets of one layer together, of several, and of several that are swept over as many positions.
+    wide = width(reach + 1, T)
+    ways = (every, layer), (every, np.zeros_like(layer)), (np.lexsort((reach, -layer, -wide)), wide)
+    tried = {lanes} if lanes else set(lanes_to_try(platform, T, work.numbers).tolist())
+    best = min((cut(*way, rounded(n)) for n in sorted(tried) for way in ways), key=lambda g: g.cost)
     return best if best.cost < WORTH * separate.cost else separate
 
 
-def _ways(order: np.ndarray, layer: np.ndarray, reach: np.ndarray, sizes: set[int], T: int, D: int) -> Iterator[Groups]:
-    """Targets of one layer together, of several, and of several that are swept over as many positions."""
-    wide = width(reach + 1, T)
-    by_width = np.lexsort((reach, -layer, -wide))
-    for size in sorted(sizes):
-        yield _cut(order, layer, reach, layer, size, T, D)
-        yield _cut(order, layer, reach, np.zeros_like(layer), size, T, D)
-        yield _cut(order[by_width], layer[by_width], reach[by_width], wide[by_width], size, T, D)
-
-
 def _cut(
-    order: np.ndarray, layer: np.ndarray, reach: np.ndarray, key: np.ndarray, lanes: int, T: int, D: int
+    order: np.ndarray,
+    layer: np.ndarray,
+    reach: np.ndarray,
+    key: np.ndarray,
+    lanes: int,
+    T: int,
+    work: Work,
+    platform: str,
 ) -> Groups:
     """Sorted targets in chunks of so many lanes, those with the same key."""
     if not len(order):
@@ -138,6 +181,5 @@ def _cut(
     members = np.full((len(begins), lanes), -1)
     members[chunk, at % lanes] = order
     top, n_pos = layer[begins], width(np.maximum.reduceat(reach, begins) + 1, T)
-    # Attention between n positions costs n / 2 D of what attention's weights do.
-    cost = (top * n_pos * (1 + n_pos / (2 * D))).sum() * (lanes + FIXED)
+    cost = (top * (lanes * work.lane(n_pos) + work.fixed(n_pos, platform))).sum()
     return Groups(members, top, n_pos, float(cost))

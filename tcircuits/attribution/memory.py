@@ -3,25 +3,40 @@
 import os
 from pathlib import Path
 
+from tcircuits.models.config import ModelConfig
+from tcircuits.transcoders.config import TranscoderConfig
 from tcircuits.types import InputError
 
 BYTES_PER_EDGE = 25  # int32 source and float32 weight; where zeros are taken out, both again and each edge's new place
 
 
-LEAN_BYTES = 2e9
-"""Patterns that would take more are not kept."""
+LEAN_BYTES, ROWS_BYTES = 2e9, 4e9
+"""Patterns, and decoder rows of active features, that would take more are not kept."""
 STREAM_BYTES = 2.4e9
 """Of one array of streams, or cotangents, [T, B, D] that a sweep carries: some of them live at once."""
 
 
-def lean(n_layers: int, n_heads: int, length: int) -> bool:
-    """Whether a prompt is so long that its patterns are computed where they are used (`freeze(lean=)`)."""
-    return 4.0 * n_layers * n_heads * length**2 > LEAN_BYTES
+def lean(cfg: ModelConfig, d: TranscoderConfig, length: int, slots: int) -> bool:
+    """Whether patterns and decoder rows are made where they are used (`freeze(lean=)`): they would fill the memory."""
+    pairs = 0 if d.kind == "neurons" else outputs(d)
+    rows = 4.0 * pairs * length * slots * cfg.d_model
+    return 4.0 * cfg.n_layers * cfg.n_heads * length**2 > LEAN_BYTES or rows > ROWS_BYTES
 
 
-def streams(length: int, d_model: int) -> int:
-    """How many streams of so many positions are carried together at most; a power of two, at least 8."""
-    return max(8, 1 << int(STREAM_BYTES / (4.0 * length * d_model)).bit_length() >> 1)
+def outputs(d: TranscoderConfig) -> int:
+    """Decoder matrices: pairs of a source and an output layer."""
+    S = len(d.layers)
+    return S * (S + 1) // 2 if d.kind == "clt" else S
+
+
+def carried(cfg: ModelConfig, d: TranscoderConfig, slots: int) -> int:
+    """Numbers that a sweep carries at a position for each target: its cotangent, and sums of cross-layer reads."""
+    return cfg.d_model + (cfg.n_layers * slots if d.kind == "clt" else 0)
+
+
+def streams(length: int, numbers: int) -> int:
+    """How many streams of so many positions and numbers are carried together at most; a power of two, at least 8."""
+    return max(8, 1 << int(STREAM_BYTES / (4.0 * length * numbers)).bit_length() >> 1)
 
 
 def free_gb() -> float:

@@ -29,6 +29,8 @@ class Trace:
     """What the files of transcoders leave open, NAME=VALUE (repeatable): layers=0,1 reads=mlp_in l0=70 width=16k ..."""
     lazy: bool = False
     """Leave transcoders on disk and read the rows of active features only."""
+    scratch: Path | None = None
+    """With --lazy, on one CPU: a folder of a disk where the decoders of active features lie instead of the memory."""
     target: Repeated = ()
     """What to explain: a token (' Paris'), feature:LAYER/POS/INDEX or direction:FILE.npy; default: likeliest tokens."""
     minus: str | None = None
@@ -101,6 +103,8 @@ def check_trace(cfg: Trace) -> None:
         raise InputError(f"thresholds {cfg.node_threshold}, {cfg.edge_threshold} are shares of influence: give 0..1")
     if cfg.max_features is not None and cfg.max_features < 1:
         raise InputError(f"--max-features {cfg.max_features}: give at least 1, or None for all")
+    if cfg.scratch is not None and not cfg.lazy:
+        raise InputError("--scratch is for decoders of sets that stay on disk: give --lazy too")
     if cfg.page_edges < 0:
         raise InputError(f"--page-edges {cfg.page_edges}: give 0 or more")
 
@@ -143,7 +147,7 @@ def trace(cfg: Trace) -> None:
         model = tc.load_model(cfg.model)
         tokens, _ = check_prompt(model, model.encode(cfg.prompt, bos=cfg.bos))
         specify.check(model, targets, cfg.position, len(tokens))
-        load = tc.open_transcoders if cfg.lazy else tc.load_transcoders
+        load = partial(tc.open_transcoders, scratch=cfg.scratch) if cfg.lazy else tc.load_transcoders
         transcoders = load(cfg.transcoders or usual_set(cfg.model), model=model, **choices)
         examples = None if cfg.features is None else open_features(cfg.features, transcoders.cfg, transcoders.source)
     with progress("rows", not cfg.json) as bar:

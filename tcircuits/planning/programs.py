@@ -24,7 +24,7 @@ from tcircuits.attribution.expansion import (
     threads,
     worth_copying,
 )
-from tcircuits.attribution.memory import lean, streams
+from tcircuits.attribution.memory import carried, lean, streams
 from tcircuits.attribution.outputs import output_chunk, vectors_program
 from tcircuits.attribution.select import Selection
 from tcircuits.attribution.sketch import PROBES
@@ -153,7 +153,7 @@ def stages(a: Abstract) -> Iterator[Stage]:
         slots = r.slots
         made = compiled(count_active, cfg, a.params, a.d, tokens, origin)
         yield made.stage("count active features", held, made.work())
-    few = lean(cfg.n_layers, cfg.n_heads, r.tokens)
+    few = lean(cfg, r.dictionary, r.tokens, slots or r.default_slots)
     made = compiled(freeze_program, cfg, a.params, a.d, tokens, n_slots=slots, origin=origin, lean=few)
     yield made.stage("forward, encode, freeze", held, made.work())
     frozen = made.out
@@ -177,7 +177,7 @@ def _selected(a: Abstract, frozen: Any, targets: Any, held: int) -> Iterator[Sta
     """Scores of all features, selection, and the rows of those selected."""
     r, cfg = a.request, a.request.model
     if r.features < r.n_active:
-        probes = min(PROBES, streams(r.tokens, cfg.d_model))
+        probes = min(PROBES, streams(r.tokens, carried(cfg, r.dictionary, frozen.index.shape[-1])))
         made = compiled(
             SCORE_PROGRAMS["influence"], cfg, a.params, a.d, frozen, targets, n_probes=probes, spread=a.spread
         )
@@ -189,7 +189,8 @@ def _selected(a: Abstract, frozen: Any, targets: Any, held: int) -> Iterator[Sta
     chosen = Selection(a.array((bucket(r.features, 64),), jnp.int32), start)
     every = r.features == r.n_active and r.dictionary.kind != "neurons"
     whole = a.platform == "cpu" and every and worth_copying(frozen.index.size, r.features)
-    plan = sweeps(r, a.platform, multiple=1 if a.spread is None else a.spread.n, by_layer=whole)
+    apart = 1 if a.spread is None else a.spread.n
+    plan = sweeps(r, a.platform, frozen.index.shape[-1], multiple=apart, by_layer=whole)
     members = a.array((plan.chunks, plan.lanes), jnp.int32), a.array((plan.chunks,), jnp.int32)
     made = compiled(arranged_program, cfg, a.params, a.d, frozen, chosen.flat, [targets], *members)
     yield made.stage("features as targets", held + device_bytes(chosen), made.work())
@@ -203,7 +204,8 @@ def _rows(a: Abstract, frozen: Any, one: Any, chosen: Any, plan: Sweeps, held: i
     Some results live while the host copies the first; a single CPU runs as many programs at once as it has threads.
     """
     r, given = a.request, (a.request.model, a.params, a.d, frozen, one)
-    beside = threads(plan.lanes, r.tokens, r.model.d_model) if a.platform == "cpu" and a.mesh.devices.size == 1 else 1
+    numbers, alone = carried(r.model, r.dictionary, frozen.index.shape[-1]), a.mesh.devices.size == 1
+    beside = threads(plan.lanes, r.tokens, numbers) if a.platform == "cpu" and alone else 1
     for width, layers in sorted(plan.by_width.items()):
         how: dict[str, Any] = {"n_pos": width, "precision": "highest", "spread": a.spread}
         if chosen is None:
@@ -215,5 +217,5 @@ def _rows(a: Abstract, frozen: Any, one: Any, chosen: Any, plan: Sweeps, held: i
             total = total + made.work(layer).times(n)
         runs = sum(layers.values())
         live = min(beside if beside > 1 else AHEAD + 1, runs) * made.results
-        alone = replace(made, workspace=made.workspace * min(beside, runs))
-        yield alone.stage(f"rows, {width} positions", held, total, runs, live)
+        several = replace(made, workspace=made.workspace * min(beside, runs))
+        yield several.stage(f"rows, {width} positions", held, total, runs, live)

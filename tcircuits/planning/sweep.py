@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tcircuits.attribution.grouping import arrange
+from tcircuits.attribution.grouping import arrange, work_of
 from tcircuits.numerics import bucket
 from tcircuits.planning.request import Request
 
@@ -33,8 +33,8 @@ class Sweeps:
         return sum(n for layers in self.by_width.values() for n in layers.values())
 
 
-def sweeps(r: Request, platform: str, *, multiple: int = 1, by_layer: bool = False) -> Sweeps:
-    """The chunks of a request, as `attribute` makes them on a platform (see `arrange`)."""
+def sweeps(r: Request, platform: str, slots: int, *, multiple: int = 1, by_layer: bool = False) -> Sweeps:
+    """The chunks of a request with so many slots, as `attribute` makes them on a platform (see `arrange`)."""
     T, layers = r.tokens, np.asarray(r.dictionary.layers)
     layer = np.sort(np.resize(layers, r.features))
     counts = np.bincount(layer, minlength=r.model.n_layers)
@@ -45,7 +45,7 @@ def sweeps(r: Request, platform: str, *, multiple: int = 1, by_layer: bool = Fal
         np.concatenate([layer[swept], np.full(r.targets, r.model.n_layers)]),
         np.concatenate([np.maximum(reach[swept], 0), np.full(r.targets, T - 1)]),
         T,
-        r.model.d_model,
+        work_of(r.model, r.dictionary, T, slots),
         platform,
         lanes=r.chunk,
         multiple=multiple,

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from tcircuits.transcoders.config import TranscoderConfig
 from tcircuits.transcoders.dictionary import Transcoders, spec
 from tcircuits.transcoders.opening import Opened
 from tcircuits.transcoders.pieces import Piece, scaled
+from tcircuits.transcoders.scratch import check_scratch, in_file
 from tcircuits.transcoders.streaming import (
     ActiveRows,
     Progress,
@@ -54,6 +56,7 @@ class LazyTranscoders:
         dtype: that arrays get in memory.
         mesh: devices that arrays are spread over; None is the default device.
         block_bytes: the most of a matrix that is read at once.
+        scratch: folder of a disk where decoders of a prompt's active features lie; None is the memory.
     """
 
     cfg: TranscoderConfig
@@ -62,6 +65,7 @@ class LazyTranscoders:
     dtype: np.dtype
     mesh: Mesh | None = None
     block_bytes: int = BLOCK_BYTES
+    scratch: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -95,16 +99,24 @@ class Narrow:
 
 
 def open_lazy(
-    opened: Opened, name: str, dtype: Any = jnp.float32, mesh: Mesh | None = None, *, block_bytes: int = BLOCK_BYTES
+    opened: Opened,
+    name: str,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+    *,
+    block_bytes: int = BLOCK_BYTES,
+    scratch: Path | None = None,
 ) -> LazyTranscoders:
     """A set that stays on disk, from its open files; reads nothing.
 
     Raises:
-        InputError: blocks of no bytes.
+        InputError: blocks of no bytes, or see `check_scratch`.
     """
     if block_bytes < 1:
         raise InputError(f"block_bytes={block_bytes}; give a number of bytes, at least 1")
-    return LazyTranscoders(opened.cfg, name, opened, np.dtype(dtype), mesh, block_bytes)
+    if scratch is not None:
+        check_scratch(scratch, dtype, mesh)
+    return LazyTranscoders(opened.cfg, name, opened, np.dtype(dtype), mesh, block_bytes, scratch)
 
 
 def narrow(lazy: LazyTranscoders, x: Float[np.ndarray, "L N D"], progress: Progress | None = None) -> Narrow:
@@ -120,7 +132,7 @@ def narrow(lazy: LazyTranscoders, x: Float[np.ndarray, "L N D"], progress: Progr
     """
     with _named(lazy):
         found = active_rows(lazy.opened, lazy.dtype, x, lazy.block_bytes, progress)
-        return _build(lazy, tuple(rows.index for rows in found), found, LEAST)
+        return _build(lazy, tuple(rows.index for rows in found), found, LEAST, lazy.scratch)
 
 
 def decoders(lazy: LazyTranscoders, features: Mapping[int, Sequence[int]]) -> Narrow:
@@ -216,7 +228,11 @@ def _named(lazy: LazyTranscoders) -> Iterator[None]:
 
 
 def _build(
-    lazy: LazyTranscoders, features: tuple[np.ndarray, ...], rows: list[ActiveRows] | None, least: int
+    lazy: LazyTranscoders,
+    features: tuple[np.ndarray, ...],
+    rows: list[ActiveRows] | None,
+    least: int,
+    scratch: Path | None = None,
 ) -> Narrow:
     """The arrays of a narrow set, each in its place: encoders from memory, everything else from disk."""
     width = max(bucket(max(map(len, features)), least), lazy.cfg.k or 0)  # one of few, so that programs are few
@@ -239,9 +255,25 @@ def _build(
     def whole(name: str) -> Any:
         return put(name, lambda parts: [_fill_whole(lazy, name, part) for part in parts])
 
-    w_dec = put("w_dec", lambda parts: _fill_decoders(lazy, features, parts))
+    def decoders_of(parts: list[Part]) -> None:
+        _fill_decoders(lazy, features, parts)
+
+    if scratch is None or specs.w_dec is None:
+        w_dec = put("w_dec", decoders_of)
+    else:
+        every = tuple(slice(0, n) for n in specs.w_dec.shape)
+        w_dec = in_file(scratch, specs.w_dec.shape, scratch_dtype(lazy), lambda b: decoders_of([(every, b)]))
     arrays = (memory("w_enc"), memory("b_enc", off), w_dec, whole("b_dec"), memory("threshold"), whole("w_skip"))
     return Narrow(Transcoders(cfg, lazy.source, *arrays), features)
+
+
+def scratch_dtype(lazy: LazyTranscoders) -> np.dtype:
+    """What decoders lie in scratch with: bfloat16 as the files have it, since they are widened to the same numbers."""
+    plain = all(p.scale == 1.0 and p.factors is None and p.rule is None for p in lazy.opened.pieces["w_dec"])
+    files = lazy.opened.files
+    if plain and all(files[p.path].headers[p.tensor].dtype == "BF16" for p in lazy.opened.pieces["w_dec"]):
+        return np.dtype(jnp.bfloat16) if lazy.dtype == np.float32 else lazy.dtype
+    return lazy.dtype
 
 
 def _copy(kept: list[np.ndarray], part: Part, padding: float) -> None:

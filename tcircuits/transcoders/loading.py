@@ -93,16 +93,20 @@ def open_transcoders(
     model: Model | ModelConfig | None = None,
     dtype: Any = jnp.float32,
     mesh: Mesh | None = None,
+    scratch: str | os.PathLike[str] | None = None,
     **choices: Unpack[Choices],
 ) -> LazyTranscoders:
     """Open a set of dictionaries that stays on disk: a prompt loads the rows of its active features only.
 
     `attribute` takes it in the place of loaded ones, and gives the same graph. Arguments as for `load_transcoders`; the
-    check of sites is left out.
+    check of sites is left out. With `scratch`, a folder, the decoders of a prompt's active features are not loaded
+    either but copied to a file there, whose pages the machine holds while it has room: for long prompts through
+    cross-layer sets, on one CPU. It takes their size (bfloat16 as in the files), and is gone afterwards.
 
     Raises:
         InputError: as `load_transcoders`, but that values which are not finite are found when they are read; `neurons`,
-            and checkpoints of our own, which are not read by rows.
+            and checkpoints of our own, which are not read by rows; a scratch folder that is missing or too small, or
+            with other devices.
     """
     wanted, options, name = check_dtype(dtype), chosen(choices), os.fspath(source)
     if name == "neurons":
@@ -113,7 +117,7 @@ def open_transcoders(
             f"transcoders {name} are a checkpoint of tcircuits, which is not read by rows: write it in the format of "
             "circuit-tracer (save_transcoders, or tcircuits convert --to circuit-tracer), or load it"
         )
-    return open_lazy(found, name, wanted, mesh)
+    return open_lazy(found, name, wanted, mesh, scratch=None if scratch is None else Path(scratch))
 
 
 def open_source(name: str, model: ModelConfig | None, options: Options) -> Opened | Path:

@@ -1,21 +1,27 @@
 """Which targets are swept together: every one once, within what bounds them, and never dearer than layer by layer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import tcircuits as tc
-from tcircuits.attribution.grouping import CPU_LANES, FIXED, LANES, arrange, lanes_to_try, layer_lanes, width
+from tcircuits.attribution.grouping import CPU_LANES, LANES, Work, arrange, lanes_to_try, layer_lanes, width
 
 from . import compare
 
+WORK = Work(weights=442368, mixed=576, read=18432, numbers=576, made=0)
+"""SmolLM2's shape with 32 features at a position, patterns kept."""
 
-def cost(groups, layer, reach, T, D):
-    """By the definition: lanes and a chunk's own work, at every layer below and position up to the last source."""
+
+def cost(groups, layer, reach, T, platform):
+    """By the definition: lanes and what is looked up once, at every layer below and position up to the last source."""
     total = 0.0
     for row in groups.members:
         mine = row[row >= 0]
         n = int(width(reach[mine].max() + 1, T))
-        total += layer[mine].max() * n * (1 + n / (2 * D)) * (len(row) + FIXED)
+        lane = n * (442368 + n / 2 * 576 + 18432)
+        total += layer[mine].max() * (len(row) * lane + max(n * 18432 * {"cpu": 600, "gpu": 60}[platform], 2 * lane))
     return total
 
 
@@ -23,9 +29,9 @@ def cost(groups, layer, reach, T, D):
 @pytest.mark.parametrize("T", [5, 64, 700, 8192])
 @pytest.mark.parametrize("multiple", [1, 3])
 def test_every_target_is_swept_once_and_far_enough(platform, T, multiple):
-    rng, D, L = np.random.default_rng(T), 96, 7
+    rng, L = np.random.default_rng(T), 7
     layer, reach = rng.integers(1, L + 1, 300), rng.integers(0, T, 300)
-    g = arrange(layer, reach, T, D, platform, multiple=multiple)
+    g = arrange(layer, reach, T, WORK, platform, multiple=multiple)
     assert np.array_equal(np.sort(g.members[g.members >= 0]), np.arange(300))
     assert g.members.shape[1] % multiple == 0
     for row, top, n_pos in zip(g.members, g.layer, g.n_pos, strict=True):
@@ -34,8 +40,8 @@ def test_every_target_is_swept_once_and_far_enough(platform, T, multiple):
         assert (row[len(mine) :] == -1).all()
         assert layer[mine].max() == top
         assert reach[mine].max() < n_pos <= T
-    assert g.cost == pytest.approx(cost(g, layer, reach, T, D), rel=1e-12)
-    separate = arrange(layer, reach, T, D, platform, multiple=multiple, by_layer=True)
+    assert g.cost == pytest.approx(cost(g, layer, reach, T, platform), rel=1e-12)
+    separate = arrange(layer, reach, T, WORK, platform, multiple=multiple, by_layer=True)
     assert all(len(np.unique(layer[row[row >= 0]])) == 1 for row in separate.members)
     assert g.cost <= separate.cost
 
@@ -43,14 +49,15 @@ def test_every_target_is_swept_once_and_far_enough(platform, T, multiple):
 def test_few_targets_of_many_layers_are_swept_together():
     layer = np.repeat(np.arange(1, 31), 2)
     last = np.full(60, 8191)
-    g = arrange(layer, last, 8192, 576, "cpu")
+    long = replace(WORK, made=9)  # patterns computed where they are used
+    g = arrange(layer, last, 8192, long, "cpu")
     assert (g.members.shape, g.layer.tolist()) == ((2, 32), [30, 14])
-    assert arrange(layer, last, 8192, 576, "cpu", lanes=16).members.shape == (4, 16)
+    assert arrange(layer, last, 8192, long, "cpu", lanes=16).members.shape == (4, 16)
 
 
 def test_many_targets_of_each_layer_keep_to_it():
     layer = np.repeat(np.arange(1, 13), 256)
-    g = arrange(layer, np.full(len(layer), 63), 64, 576, "gpu")
+    g = arrange(layer, np.full(len(layer), 63), 64, WORK, "gpu")
     assert g.members.shape == (12, LANES)
     assert all(len(set(layer[row])) == 1 for row in g.members)
 

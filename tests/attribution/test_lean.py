@@ -13,6 +13,8 @@ from tcircuits.attribution.sketch import influence_sketch
 from tcircuits.attribution.targets import logit_vectors, output_targets
 from tcircuits.models import blockwise, forward
 from tcircuits.models.blockwise import Scores, mix_down, mix_up, pattern_rows, totals
+from tcircuits.planning.sources import model_of
+from tcircuits.transcoders.config import TranscoderConfig
 
 from .. import bridge
 from ..reference import builders
@@ -130,7 +132,14 @@ def test_totals_are_logarithms_of_denominators(blocks, x64):
 
 
 def test_what_counts_as_long():
-    assert not memory.lean(12, 12, 1024)  # GPT-2 small keeps its 600 MB
-    assert memory.lean(26, 8, 2300)
+    def lean(model, kind, length, slots):
+        cfg = model_of(model)
+        d = TranscoderConfig(kind, cfg.n_layers, cfg.d_model, 16384, tuple(range(cfg.n_layers)))
+        return memory.lean(cfg, d, length, slots)
+
+    assert not lean("gpt2", "transcoder", 1024, 32)  # 600 MB of patterns, 1.2 GB of rows
+    assert lean("gemma-2-2b", "neurons", 2300, 9216)
+    assert not lean("gemma-2-2b", "transcoder", 64, 128)
+    assert lean("gemma-2-2b", "clt", 64, 128)  # 26 GB of rows
     assert memory.streams(8192, 576) == 64
     assert memory.streams(10**9, 4096) == 8
