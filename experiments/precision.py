@@ -45,7 +45,7 @@ class Config:
     transcoders: tuple[str, ...] = ("tiny-transcoders", "neurons")
     """A set for each model."""
     tasks: tuple[str, ...] = ("ioi", "greater_than", "agreement")
-    """Of `tcircuits.tasks.TASKS`: where prompts come from."""
+    """Of `tcircuits.tasks.TASKS`: where prompts come from, as far as the tokenizer splits them rightly."""
     prompts: int = 2
     """Of each task."""
     max_features: int = 1000
@@ -147,12 +147,29 @@ def _row_errors(truth: Read, other: Read) -> np.ndarray:
     return np.array(out)
 
 
+def prompts_of(cfg: Config, model: tc.Model) -> dict[str, list[list[int]]]:
+    """Tokens of prompts, by task; without the tasks that a model's tokenizer does not split rightly.
+
+    Raises:
+        InputError: none is left.
+    """
+    found: dict[str, list[list[int]]] = {}
+    for task in cfg.tasks:
+        try:
+            p = tc.make_behaviour(model, task, sizes={"attribution": cfg.prompts}, seed=cfg.seed)["attribution"]
+        except tc.InputError as error:
+            say(f"left out: {error}")
+            continue
+        found[task] = [row[skip:].tolist() for row, skip in zip(p.clean, p.padding, strict=True)]
+    if not found:
+        raise tc.InputError(f"{model.name} takes none of the tasks {', '.join(cfg.tasks)}")
+    return found
+
+
 def compared(cfg: Config, model: str, transcoders: str) -> list[dict[str, Any]]:
     """Every way against float64, medians over the prompts and the worst."""
-    loaded, prompts = tc.load_model(model), []
-    for task in cfg.tasks:
-        p = tc.make_behaviour(loaded, task, sizes={"attribution": cfg.prompts}, seed=cfg.seed)["attribution"]
-        prompts += [row[skip:].tolist() for row, skip in zip(p.clean, p.padding, strict=True)]
+    asked_of = prompts_of(cfg, tc.load_model(model))
+    prompts = [tokens for task in asked_of.values() for tokens in task]
     ways = [(way, "highest") for way in (TRUTH, *WAYS)] + [("float32", p) for p in cfg.precisions]
     graphs: dict[str, list[Read]] = {}
     targets = None
@@ -174,6 +191,7 @@ def compared(cfg: Config, model: str, transcoders: str) -> list[dict[str, Any]]:
     for name, those in graphs.items():
         each = [against(t, o) for t, o in zip(truth, those, strict=True)]
         row: dict[str, Any] = {"model": model, "transcoders": transcoders, "way": name, "prompts": len(each)}
+        row["tasks"] = list(asked_of)
         for key in each[0]:
             values = [e[key] for e in each]
             row[key] = float(np.median(values))
