@@ -29,7 +29,7 @@ def speed_rows() -> list[Row]:
                 f"{100 * ours['fraction_of_peak']:.0f} % of the peak; {ours['peak_device_gb']:.0f} GB"
             )
             out.append((what, text, "experiments.bench.attribution --cases Gemma-2-2B"))
-    return [*out, *long_rows(), *mesh_rows(), *precision_rows()]
+    return [*out, *long_rows(), cross_layer_row(), *mesh_rows(), *precision_rows()]
 
 
 def long_rows() -> list[Row]:
@@ -42,6 +42,18 @@ def long_rows() -> list[Row]:
     text += f"{last['patterns_gb']:.0f}, decoder rows {last['decoders_gb']:.0f}); "
     text += ", ".join(f"{r['tokens']:,} tokens {r['seconds']:.0f} s" for r in rows[:-1])
     return [(what, f"{text}; exponent {last['exponent']:.2f} at the end", "experiments.bench.long_prompts")]
+
+
+def cross_layer_row() -> Row:
+    """A prompt through a set whose decoders lie in a file."""
+    f = read("bench_cross_layer_prompt")["figures"]
+    s = f["sizes"]
+    what = f"{f['tokens']} tokens through a cross-layer set of {s['n_layers']} x {s['d_feature']:,} features in "
+    what += f"{s['d_model']:,} dimensions, {f['n_active'] / 1e6:.1f}M features active, decoders "
+    what += f"({f['decoders_gb']:.0f} GB) in a scratch file"
+    text = f"{f['seconds'] / 60:.0f} minutes, {f['anonymous_gb']:.1f} GB of its own and {f['mapped_gb']:.1f} GB of the "
+    text += f"file in memory; rows balance within {f['max_row_gap']:.0e}"
+    return what, text, "experiments.bench.cross_layer_prompt"
 
 
 def mesh_rows() -> list[Row]:
