@@ -29,19 +29,18 @@ from tcircuits.attribution.memory import carried, streams
 from tcircuits.attribution.precise import first_layer
 from tcircuits.attribution.row_store import RowStore
 from tcircuits.attribution.rows import cone, rows
-from tcircuits.attribution.select import Selection
-from tcircuits.attribution.targets import Targets, feature_vectors
+from tcircuits.attribution.select import Selection, arranged
+from tcircuits.attribution.targets import Targets
 from tcircuits.compiling import compiled
 from tcircuits.models.config import ModelConfig
-from tcircuits.models.params import Params
 from tcircuits.numerics import bucket
 from tcircuits.parallel import Spread, host, mesh_of, spread_of
 from tcircuits.transcoders.dictionary import Transcoders
-from tcircuits.types import Array, Int
 
 # The compiled programs; `planning` compiles the same ones for machines that are not there.
 rows_program = compiled(rows, static_argnames=("cfg", "per_layer", "n_pos", "precision", "spread"))
 cone_program = compiled(cone, static_argnames=("cfg", "n_pos", "precision", "spread"))
+arranged_program = compiled(arranged, static_argnames=("cfg",))
 one_chunk = compiled(lambda targets, q: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, q, 1), targets))
 
 MOST_PADDING = 3  # slots for each that is active, up to which copying all of them beats picking columns
@@ -96,49 +95,6 @@ def packed(frozen: Frozen, store: RowStore) -> bool:
     if jax.default_backend() != "cpu" or store.leaves or not worth_copying(frozen.index.size, store.n):
         return False
     return bool((host(frozen.valid) == (np.arange(C) < store.counts[..., None])).all())
-
-
-def arranged(
-    cfg: ModelConfig,
-    params: Params,
-    d: Transcoders,
-    frozen: Frozen,
-    flat: Int[Array, " N"],
-    outputs: list[Targets],
-    members: Int[Array, "Q B"],
-    layer: Int[Array, " Q"],
-) -> Targets:
-    """Chunks of features at `flat` places and outputs, numbered one after the other; `layer` is each chunk's highest.
-
-    Pure.
-    """
-    (L, T, C), N = frozen.index.shape, flat.shape[0]
-    at = jnp.minimum(flat, L * T * C - 1)
-    features = at // (T * C), at // C % T, at % C
-    vec, const, value = feature_vectors(cfg, params, d, frozen, *features)
-    chosen, there = jnp.maximum(members, 0), members >= 0
-
-    def lanes(of_features: Array, name: str) -> Array:
-        of_outputs = [getattr(t, name).reshape(-1, *of_features.shape[1:]) for t in outputs]
-        found = jnp.concatenate([of_features, *of_outputs])[chosen]
-        return jnp.where(there.reshape(*there.shape, *[1] * (found.ndim - 2)), found, jnp.zeros_like(found))
-
-    of_outputs = [jnp.broadcast_to(t.layer[:, None], t.pos.shape).ravel() for t in outputs]
-    every = jnp.concatenate([features[0], *of_outputs]).astype(jnp.int32)
-    return Targets(
-        layer,
-        lanes(features[1], "pos"),
-        lanes(vec, "vec"),
-        lanes(const, "const"),
-        lanes(value, "value"),
-        lanes(jnp.zeros_like(value), "weight"),
-        jnp.where(there & (chosen < N), chosen, -1).astype(jnp.int32),
-        there,
-        jnp.where(there, every[chosen], 0),
-    )
-
-
-arranged_program = compiled(arranged, static_argnames=("cfg",))
 
 
 def jobs_of(

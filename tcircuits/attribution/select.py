@@ -79,3 +79,51 @@ def chunk_features(
     weight = jnp.zeros_like(value)
     chunk_layer = fold(layer).max(1)
     return Targets(chunk_layer, *(fold(x) for x in (pos, vec, const, value, weight, source, valid)))
+
+
+def arranged(
+    cfg: ModelConfig,
+    params: Params,
+    d: Transcoders,
+    frozen: Frozen,
+    flat: Int[Array, " N"],
+    outputs: list[Targets],
+    members: Int[Array, "Q B"],
+    layer: Int[Array, " Q"],
+) -> Targets:
+    """Features and outputs as the targets of chunks that `grouping.arrange` made. Pure.
+
+    Args:
+        cfg: the model's sizes and switches (static).
+        params: its weights.
+        d: what `frozen` was made with.
+        frozen: the frozen prompt.
+        flat: places of the features, as in `Selection`.
+        outputs: other targets.
+        members: which of them is in each lane, features and then outputs numbered one after the other; -1 is padding.
+        layer: the highest layer of each chunk.
+    """
+    (L, T, C), N = frozen.index.shape, flat.shape[0]
+    at = jnp.minimum(flat, L * T * C - 1)
+    features = at // (T * C), at // C % T, at % C
+    vec, const, value = feature_vectors(cfg, params, d, frozen, *features)
+    chosen, there = jnp.maximum(members, 0), members >= 0
+
+    def lanes(of_features: Array, name: str) -> Array:
+        of_outputs = [getattr(t, name).reshape(-1, *of_features.shape[1:]) for t in outputs]
+        found = jnp.concatenate([of_features, *of_outputs])[chosen]
+        return jnp.where(there.reshape(*there.shape, *[1] * (found.ndim - 2)), found, jnp.zeros_like(found))
+
+    of_outputs = [jnp.broadcast_to(t.layer[:, None], t.pos.shape).ravel() for t in outputs]
+    every = jnp.concatenate([features[0], *of_outputs]).astype(jnp.int32)
+    return Targets(
+        layer,
+        lanes(features[1], "pos"),
+        lanes(vec, "vec"),
+        lanes(const, "const"),
+        lanes(value, "value"),
+        lanes(jnp.zeros_like(value), "weight"),
+        jnp.where(there & (chosen < N), chosen, -1).astype(jnp.int32),
+        there,
+        jnp.where(there, every[chosen], 0),
+    )
