@@ -161,6 +161,7 @@ OPTIONS = [
     (("--edge-threshold", "-0.1"), PROMPT, "are shares of influence: give 0..1"),
     (("--node-threshold", "nan"), PROMPT, "are shares of influence: give 0..1"),
     (("--max-features", "0"), PROMPT, "--max-features 0: give at least 1, or None for all"),
+    (("--scratch", "."), PROMPT, "--scratch is for decoders of sets that stay on disk: give --lazy too"),
     (("--precision", "half"), PROMPT, "precision='half'; there are highest, high, default"),
     (("--page-edges", "-1"), PROMPT, "--page-edges -1: give 0 or more"),
     (("--slug", "../up"), PROMPT, "slug '../up' cannot name a file"),
