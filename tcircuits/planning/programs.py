@@ -201,7 +201,8 @@ def _selected(a: Abstract, frozen: Any, targets: Any, held: int) -> Iterator[Sta
 def _rows(a: Abstract, frozen: Any, one: Any, chosen: Any, plan: Sweeps, held: int) -> Iterator[Stage]:
     """The sweep, a program for each width of the causal cone; without `chosen`, of all slots.
 
-    Some results live while the host copies the first; a single CPU runs as many programs at once as it has threads.
+    Some results live while the host copies the first; a single CPU runs as many programs at once as it has threads, of
+    which one copies (`expansion.threads`).
     """
     r, given = a.request, (a.request.model, a.params, a.d, frozen, one)
     numbers, alone = carried(r.model, r.dictionary, frozen.index.shape[-1]), a.mesh.devices.size == 1
@@ -217,5 +218,5 @@ def _rows(a: Abstract, frozen: Any, one: Any, chosen: Any, plan: Sweeps, held: i
             total = total + made.work(layer).times(n)
         runs = sum(layers.values())
         live = min(beside if beside > 1 else AHEAD + 1, runs) * made.results
-        several = replace(made, workspace=made.workspace * min(beside, runs))
+        several = replace(made, workspace=made.workspace * min(max(1, beside - 1), runs))
         yield several.stage(f"rows, {width} positions", held, total, runs, live)
