@@ -66,10 +66,10 @@ def mesh_rows() -> list[Row]:
     rows: list[Row] = [
         (f"a graph of SmolLM2 with its neurons on meshes of devices ({meshes}), against one", text, where)
     ]
-    for w in f["work"]:
-        if w["mesh"] != "1x1":
-            what = f"work of a device of the mesh {w['mesh']}, a trace of {w['planned']}, by the compiled programs"
-            rows.append((what, f"{w['share']:.3f} of one device's", where))
+    for planned in dict.fromkeys(w["planned"] for w in f["work"]):
+        shares = [(w["mesh"], w["share"]) for w in f["work"] if w["planned"] == planned and w["mesh"] != "1x1"]
+        what = f"work of a device of meshes, a trace of {planned}, by the compiled programs, against one device's"
+        rows.append((what, ", ".join(f"{mesh} {share:.3f}" for mesh, share in shares), where))
     return rows
 
 
