@@ -97,7 +97,7 @@ def trace(folder: str, scratch: str, sizes: dict[str, Any], length: int, max_fea
         "seconds": seconds,
         "stages": dict(times),
         "prune": prune,
-        "kept_nodes": int(pruning.node_mask.sum()),
+        "kept_nodes": 0 if pruning.node_mask is None else int(pruning.node_mask.sum()),
         "anonymous_gb": held.anonymous,
         "mapped_gb": held.mapped,
         "decoders_gb": pairs * F * D * 2e-9,

@@ -75,7 +75,7 @@ def measure(length: int, max_features: int) -> dict[str, Any]:
         "n_active": graph.n_active,
         "features": graph.n_features,
         "edges": len(graph.weight),
-        "lean": lean(cfg, d.cfg, T, K),
+        "lean": lean(cfg, d.cfg, T, K, jax.default_backend()),
         "seconds": found.first,
         "stages": dict(times),
         "prune": pruning.first,

@@ -138,7 +138,7 @@ def freeze_prompt(model: Any, d: Transcoders, ids: np.ndarray, s: Settings) -> F
     origin, slots = origin_rule(model, ids, s), None
     if d.cfg.kind != "neurons" and default_slots(d) > 64:
         slots = min(bucket(int(count_active(model.cfg, model.params, d, ids, origin))), default_slots(d))
-    few = lean(model.cfg, d.cfg, len(ids), slots or default_slots(d))
+    few = lean(model.cfg, d.cfg, len(ids), slots or default_slots(d), jax.default_backend())
     frozen = freeze_program(model.cfg, model.params, d, ids, n_slots=slots, origin=origin, lean=few)
     check_finite(model, frozen)
     return frozen

@@ -117,7 +117,7 @@ def jobs_of(
         store.layer[wanted],
         store.reach[wanted],
         T,
-        work_of(model.cfg, d.cfg, T, frozen.index.shape[-1]),
+        work_of(model.cfg, d.cfg, T, frozen.index.shape[-1], jax.default_backend()),
         jax.default_backend(),
         lanes=lanes,
         multiple=1 if spread is None else spread.n,

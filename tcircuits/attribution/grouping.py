@@ -52,11 +52,11 @@ class Work:
         return np.maximum(numbers * PER_WORD.get(platform, ELSEWHERE), LEAST * self.lane(n))
 
 
-def work_of(cfg: ModelConfig, d: TranscoderConfig, T: int, slots: int) -> Work:
+def work_of(cfg: ModelConfig, d: TranscoderConfig, T: int, slots: int, platform: str) -> Work:
     """Sizes of a sweep over a prompt of T tokens; cross-layer rows are those of the mean layer."""
     D, H, G, K = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.d_head
     rows = slots * (outputs(d) / len(d.layers) if d.layers else 0)
-    made = H if lean(cfg, d, T, slots) else 0
+    made = H if lean(cfg, d, T, slots, platform) else 0
     return Work(D * K * (H + G), H * K, int(rows * D), carried(cfg, d, slots), made)
 
 

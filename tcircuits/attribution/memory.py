@@ -10,17 +10,21 @@ from tcircuits.types import InputError
 BYTES_PER_EDGE = 25  # int32 source and float32 weight; where zeros are taken out, both again and each edge's new place
 
 
-LEAN_BYTES, ROWS_BYTES = 2e9, 4e9
-"""Patterns, and decoder rows of active features, that would take more are not kept."""
+LEAN_BYTES = 2e9
+"""Patterns that would take more are not kept."""
+CPU_ROWS, ROWS_BYTES = 4e9, 32e9
+"""The same of decoder rows of active features, on CPUs and elsewhere: devices of a mesh would fetch them every time."""
 STREAM_BYTES = 2.4e9
 """Of one array of streams, or cotangents, [T, B, D] that a sweep carries: some of them live at once."""
 
 
-def lean(cfg: ModelConfig, d: TranscoderConfig, length: int, slots: int) -> bool:
+def lean(cfg: ModelConfig, d: TranscoderConfig, length: int, slots: int, platform: str) -> bool:
     """Whether patterns and decoder rows are made where they are used (`freeze(lean=)`): they would fill the memory."""
     pairs = 0 if d.kind == "neurons" else outputs(d)
     rows = 4.0 * pairs * length * slots * cfg.d_model
-    return 4.0 * cfg.n_layers * cfg.n_heads * length**2 > LEAN_BYTES or rows > ROWS_BYTES
+    return 4.0 * cfg.n_layers * cfg.n_heads * length**2 > LEAN_BYTES or rows > (
+        CPU_ROWS if platform == "cpu" else ROWS_BYTES
+    )
 
 
 def outputs(d: TranscoderConfig) -> int:

@@ -153,7 +153,7 @@ def stages(a: Abstract) -> Iterator[Stage]:
         slots = r.slots
         made = compiled(count_active, cfg, a.params, a.d, tokens, origin)
         yield made.stage("count active features", held, made.work())
-    few = lean(cfg, r.dictionary, r.tokens, slots or r.default_slots)
+    few = lean(cfg, r.dictionary, r.tokens, slots or r.default_slots, a.platform)
     made = compiled(freeze_program, cfg, a.params, a.d, tokens, n_slots=slots, origin=origin, lean=few)
     yield made.stage("forward, encode, freeze", held, made.work())
     frozen = made.out

@@ -45,7 +45,7 @@ def sweeps(r: Request, platform: str, slots: int, *, multiple: int = 1, by_layer
         np.concatenate([layer[swept], np.full(r.targets, r.model.n_layers)]),
         np.concatenate([np.maximum(reach[swept], 0), np.full(r.targets, T - 1)]),
         T,
-        work_of(r.model, r.dictionary, T, slots),
+        work_of(r.model, r.dictionary, T, slots, platform),
         platform,
         lanes=r.chunk,
         multiple=multiple,

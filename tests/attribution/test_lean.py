@@ -132,14 +132,15 @@ def test_totals_are_logarithms_of_denominators(blocks, x64):
 
 
 def test_what_counts_as_long():
-    def lean(model, kind, length, slots):
+    def lean(model, kind, length, slots, platform="cpu"):
         cfg = model_of(model)
         d = TranscoderConfig(kind, cfg.n_layers, cfg.d_model, 16384, tuple(range(cfg.n_layers)))
-        return memory.lean(cfg, d, length, slots)
+        return memory.lean(cfg, d, length, slots, platform)
 
     assert not lean("gpt2", "transcoder", 1024, 32)  # 600 MB of patterns, 1.2 GB of rows
     assert lean("gemma-2-2b", "neurons", 2300, 9216)
     assert not lean("gemma-2-2b", "transcoder", 64, 128)
     assert lean("gemma-2-2b", "clt", 64, 128)  # 26 GB of rows
+    assert not lean("gemma-2-2b", "clt", 64, 128, "gpu")
     assert memory.streams(8192, 576) == 64
     assert memory.streams(10**9, 4096) == 8
