@@ -141,7 +141,7 @@ def test_neighbours_and_arrows_lead_to_other_features(made, opened):
     link = page.locator(".near a").first
     assert link.get_attribute("href") == f"#{nearest[0]}"
     link.click()
-    page.wait_for_function(f"document.querySelector('.detail h2').textContent === 'Feature {nearest[0]}'")
+    page.wait_for_selector(f".detail h2:text-is('Feature {nearest[0]}')")  # no string that the page would have to run
     page.evaluate(f"location.hash = '{made.case.d.cfg.d_feature}'")
     page.wait_for_selector(".detail .empty-page")
     assert "no such feature" in page.inner_text(".detail")
