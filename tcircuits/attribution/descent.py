@@ -80,9 +80,7 @@ class Descent(Maps):
         w_o, w_v = block.attn.w_o, block.attn.w_v
         (n, B, D), (H, K), G = g.shape, w_o.shape[:2], w_v.shape[1]
         g = norm_down(self.cfg, block.norm1_post, self.along(h.norm1_post), g)
-        if isinstance(
-            h.pattern, Scores
-        ):  # head by head, each as its pattern wants it: nothing so large is turned round
+        if isinstance(h.pattern, Scores):  # head by head, each laid out as its pattern wants it
             read = jax.lax.map(lambda w: g.reshape(n * B, D) @ w.T, w_o)
             moved = mix_down(self.cfg, h.pattern, read.reshape(G, H // G, n, B * K))
         else:
