@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import tcircuits as tc
 from experiments.bench.lazy_decoder import build
 from experiments.common import fresh, save, say, show
@@ -101,14 +99,9 @@ def trace(folder: str, scratch: str, sizes: dict[str, Any], length: int, max_fea
         "anonymous_gb": held.anonymous,
         "mapped_gb": held.mapped,
         "decoders_gb": pairs * F * D * 2e-9,
-        "looked_up_gb": 4e-9 * D * sum((L - i) * n for i, n in enumerate(per_layer(graph, L))),
+        "looked_up_gb": 4e-9 * D * pairs * graph.n_active / L,  # layers have much the same number active
         "max_row_gap": graph.max_row_gap,
     }
-
-
-def per_layer(graph: tc.Graph, n_layers: int) -> np.ndarray:
-    """Active features of each layer, which are much the same in all."""
-    return np.full(n_layers, graph.n_active / n_layers)
 
 
 def main(cfg: Config) -> None:

@@ -22,9 +22,8 @@ def lean(cfg: ModelConfig, d: TranscoderConfig, length: int, slots: int, platfor
     """Whether patterns and decoder rows are made where they are used (`freeze(lean=)`): they would fill the memory."""
     pairs = 0 if d.kind == "neurons" else outputs(d)
     rows = 4.0 * pairs * length * slots * cfg.d_model
-    return 4.0 * cfg.n_layers * cfg.n_heads * length**2 > LEAN_BYTES or rows > (
-        CPU_ROWS if platform == "cpu" else ROWS_BYTES
-    )
+    patterns = 4.0 * cfg.n_layers * cfg.n_heads * length**2
+    return patterns > LEAN_BYTES or rows > (CPU_ROWS if platform == "cpu" else ROWS_BYTES)
 
 
 def outputs(d: TranscoderConfig) -> int:

@@ -41,9 +41,8 @@ TOKENS, ERRORS, FEATURES, TARGETS, AGAIN = range(5)  # streams of random numbers
 
 def cauchy(key: Array, stream: int, index: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     """Standard Cauchy variables, one reproducible block for each stream and layer, the same in every dtype."""
-    return jax.random.cauchy(jax.random.fold_in(jax.random.fold_in(key, stream), index), shape, jnp.float32).astype(
-        dtype
-    )
+    own = jax.random.fold_in(jax.random.fold_in(key, stream), index)
+    return jax.random.cauchy(own, shape, jnp.float32).astype(dtype)
 
 
 def by_position(key: Array, stream: int, index: Any, shape: tuple[int, ...], dtype: Any) -> Float[Array, "T R C"]:
