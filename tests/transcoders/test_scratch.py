@@ -69,17 +69,14 @@ def test_pages_are_taken_over_as_they_are(tmp_path):
 
 
 def test_a_loop_that_looks_up_rows_widens_no_others():
-    """What XLA's compiler for the CPU would do to an array of bfloat16."""
+    """What XLA's compiler for the CPU does to an array of bfloat16 up to JAX 0.10, and no more in 0.12."""
 
     def sums(w, index):
         return jax.lax.fori_loop(0, len(w), lambda i, total: total + wide(w[i, index]), jnp.zeros((2, 64)))
 
-    size = 16 * 1000 * 64
-    shapes = {t: jax.ShapeDtypeStruct((16, 1000, 64), t) for t in (jnp.uint16, jnp.bfloat16)}
-    index = jax.ShapeDtypeStruct((2,), jnp.int32)
-    found = {t: jax.jit(sums).lower(x, index).compile().memory_analysis() for t, x in shapes.items()}
-    assert found[jnp.uint16].temp_size_in_bytes < size // 10
-    assert found[jnp.bfloat16].temp_size_in_bytes >= 2 * size  # should it ever not be, `scratch` needs no bits
+    bits, index = jax.ShapeDtypeStruct((16, 1000, 64), jnp.uint16), jax.ShapeDtypeStruct((2,), jnp.int32)
+    found = jax.jit(sums).lower(bits, index).compile().memory_analysis()
+    assert found.temp_size_in_bytes < bits.size // 10
 
 
 def test_what_is_refused(files, tmp_path, monkeypatch):
