@@ -34,7 +34,7 @@ QUICK = [CASES[i] for i in (0, 3, 5)]
 def sized(family, **switches):
     more = {"windows": (6, 0)} if family == "gemma2" else {}
     heads = {"n_kv_heads": 1} if family in ("llama", "gemma2", "qwen3") else {"n_kv_heads": 2}
-    return random_model(family, dtype="float64", **SIZES, **heads, **more, **switches)
+    return random_model(family, dtype="float64", **SIZES | heads | more | switches)
 
 
 def dictionary_of(model, kind):
