@@ -27,6 +27,7 @@ from scipy.stats import rankdata, spearmanr
 import tcircuits as tc
 from experiments.common import save, say, show
 from tcircuits.circuits.behaviour_graph import capped, most_edges
+from tcircuits.circuits.edge_effects import edge_effects
 from tcircuits.circuits.graph_build import build_graph
 from tcircuits.circuits.hierarchy import hierarchy
 from tcircuits.circuits.membership import Training, adapted, fit, predict
@@ -77,8 +78,8 @@ class Measured:
         return self.sample.node[self.first :, NODE_FEATURES.index(name)]
 
 
-def measured(cfg: Config, model: tc.Model, d: tc.Transcoders, task: str) -> Measured:
-    """Graph, hierarchy, and effects of every set and node."""
+def measured(cfg: Config, model: tc.Model, d: tc.Transcoders, task: str, *, edges: bool = False) -> Measured:
+    """Graph, hierarchy, and effects of every set and node; of every edge between nodes too, if asked for."""
     sizes = {"attribution": cfg.prompts, "selection": 1, "report": 1}
     behaviour = tc.make_behaviour(model, task, sizes=sizes, seed=cfg.seed)
     units = tc.units_of(model.cfg, ("head", "feature"), d.cfg)
@@ -92,14 +93,24 @@ def measured(cfg: Config, model: tc.Model, d: tc.Transcoders, task: str) -> Meas
     lost, _ = m.lost(m.full, np.concatenate([m(part) for part in np.array_split(masks, -(-len(masks) // 128))]))
     effects = {i + 1: float(x) for i, x in enumerate(lost[: len(h.parent) - 1])}
     single = {i: float(x) for i, x in enumerate(lost[len(h.parent) - 1 :])}
-    sample = sample_of(g, h, effects, single)
+    patched = None
+    if edges:
+        ends = list(zip(g.source.tolist(), g.target.tolist(), strict=True))
+        values, own = edge_effects(model, behaviour, units, g.unit[np.array(ends)], dictionary=d, at_once=32)
+        patched = dict(zip(ends, m.lost(own, values)[0].tolist(), strict=True))
+    sample = sample_of(g, h, effects, single, edges=patched)
     return Measured(task, sample, len(sample.node) - g.n)
 
 
 def logistic(train: list[Measured], test: Measured) -> np.ndarray:
     """Logistic regression of membership on the nodes' features, over the other behaviours."""
-    x = np.concatenate([b.sample.node[b.first :] for b in train])
-    y = np.concatenate([_members(b.effect) for b in train]).astype(float)
+    x = [b.sample.node[b.first :] for b in train]
+    return regressed(x, [members(b.effect) for b in train], test.sample.node[test.first :])
+
+
+def regressed(rows: list[np.ndarray], labels: list[np.ndarray], test: np.ndarray) -> np.ndarray:
+    """Scores of `test` by a logistic regression on rows [n, F] and labels of several behaviours."""
+    x, y = np.concatenate(rows), np.concatenate(labels).astype(float)
     mean, sd = x.mean(0), x.std(0) + 1e-6
     x = np.c_[(x - mean) / sd, np.ones(len(x))]
 
@@ -109,10 +120,11 @@ def logistic(train: list[Measured], test: Measured) -> np.ndarray:
         return float(np.mean(np.logaddexp(0, z) - y * z) + 5e-4 * w @ w), slope
 
     w = minimize(loss, np.zeros(x.shape[1]), jac=True).x
-    return ((test.sample.node[test.first :] - mean) / sd) @ w[:-1]
+    return ((test - mean) / sd) @ w[:-1]
 
 
-def _members(effect: np.ndarray) -> np.ndarray:
+def members(effect: np.ndarray) -> np.ndarray:
+    """The tenth whose ablation costs most."""
     return effect >= np.sort(effect)[-max(1, round(TOP * len(effect)))]
 
 
@@ -140,12 +152,14 @@ def rankings(cfg: Config, others: list[Measured], test: Measured, support: np.nd
 
 
 def figures(effect: np.ndarray, rank: np.ndarray) -> dict[str, float]:
-    """AUROC, recall and Spearman correlation."""
-    member = _members(effect)
+    """AUROC, average precision, recall and Spearman correlation."""
+    member = members(effect)
     places, n = rankdata(rank), int(member.sum())
     auroc = (places[member].sum() - n * (n + 1) / 2) / (n * (len(effect) - n))
-    best = np.argsort(-rank, kind="stable")[:n]
-    return {"auroc": float(auroc), "recall": float(member[best].mean()), "spearman": float(spearmanr(rank, effect)[0])}
+    right = member[np.argsort(-rank, kind="stable")]
+    precision = np.cumsum(right) / np.arange(1, len(right) + 1)
+    told = {"auroc": float(auroc), "ap": float(precision[right].mean()), "recall": float(right[:n].mean())}
+    return told | {"spearman": float(spearmanr(rank, effect)[0])}
 
 
 def main(cfg: Config) -> None:
@@ -167,14 +181,16 @@ def main(cfg: Config) -> None:
     save("membership", cfg, {"rows": rows, "each": each, "processor_seconds": cost})
 
 
-def summary(each: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over behaviours; gains over the score, paired."""
+def summary(
+    each: list[dict[str, Any]], base: str = "score", names: tuple[str, ...] = ("auroc", "recall", "spearman")
+) -> list[dict[str, Any]]:
+    """Means over behaviours; gains over `base`, paired."""
     rows = []
     for by in dict.fromkeys(r["by"] for r in each):
         row: dict[str, Any] = {"by": by}
-        for name in ("auroc", "recall", "spearman"):
+        for name in names:
             own = np.array([r[name] for r in each if r["by"] == by])
-            score = np.array([r[name] for r in each if r["by"] == "score"])
+            score = np.array([r[name] for r in each if r["by"] == base])
             gain = interval(float((own - score).mean()), resampled(own - score), len(own))
             row |= {name: float(own.mean()), f"{name} gain": asdict(gain)}
         rows.append(row)

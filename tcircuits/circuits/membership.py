@@ -10,6 +10,9 @@
 Targets are measured effects of sets: Huber loss of asinh(effect / scale), and a ranking loss within siblings. It is
 trained on several behaviours together, or by Reptile (arXiv 1803.02999), so that a few measurements of a new one adapt
 it. It must beat the size of the score that needs no network (`experiments.membership` says whether it does).
+
+HAGD's "topology prediction" is a second head of `gat`: a number for each edge between two nodes of the last level, from
+what the network holds of both and from the edge, trained on measured effects of edges (`edge_effects`).
 """
 
 from collections.abc import Sequence
@@ -40,6 +43,7 @@ class Training:
         steps: of Adam; of Reptile, outer steps.
         lr: Adam's, or of the inner steps.
         ranking: weight of the ranking loss.
+        edges: weight of the loss of edges, which then have a head; only of `gat`.
         dropout: of messages.
         inner: steps of Reptile on one behaviour; 0 trains jointly.
         outer: Reptile's step, falling to 0.
@@ -56,6 +60,7 @@ class Training:
     steps: int = 300
     lr: float = 3e-3
     ranking: float = 0.5
+    edges: float = 0.0
     dropout: float = 0.1
     inner: int = 0
     outer: float = 0.5
@@ -68,6 +73,8 @@ class Training:
         wrong += [f"lr={self.lr}"] if not self.lr > 0 else []
         wrong += [f"dropout={self.dropout}"] if not 0 <= self.dropout < 1 else []
         wrong += [f"inner={self.inner}"] if self.inner < 0 else []
+        headed = self.edges == 0 or (self.edges > 0 and self.kind == "gat")
+        wrong += [] if headed else [f"edges={self.edges} of kind {self.kind!r}"]
         if wrong:
             raise InputError("the membership network cannot be trained with " + ", ".join(wrong))
 
@@ -109,13 +116,13 @@ class PaperLayer(nn.Module):
 
 
 class Network(nn.Module):
-    """Scores of nodes [n]."""
+    """Scores of nodes [n], and of edges [E] where they have a head."""
 
     how: Training
 
     @nn.compact
-    def __call__(self, s: Sample, train: bool = False) -> Float[Array, " n"]:
-        """Scores of a sample's nodes."""
+    def __call__(self, s: Sample, train: bool = False) -> tuple[Float[Array, " n"], Float[Array, " E"] | None]:
+        """Scores of a sample's nodes and edges."""
         h = self.how
         if h.kind == "paper":
             z = s.node
@@ -126,7 +133,13 @@ class Network(nn.Module):
             for _ in range(h.layers):
                 z = Attention(h.heads, h.width, h.dropout)(z, s, train)
             z = jnp.concatenate([z, s.node], -1)
-        return nn.Dense(1)(z)[:, 0]
+        nodes, edges = nn.Dense(1)(z)[:, 0], None
+        if h.edges:
+            ends = jnp.concatenate([z[s.source], z[s.target], s.edge, s.cue], -1)
+            hidden = nn.gelu(nn.Dense(h.heads * h.width, name="edge_hidden")(ends))
+            hidden = nn.Dropout(h.dropout, deterministic=not train)(hidden)
+            edges = nn.Dense(1, name="edge_score")(jnp.concatenate([hidden, s.cue], -1))[:, 0]
+        return nodes, edges
 
 
 def softmax_by(x: Float[Array, "E h"], group: Array, live: Float[Array, " E"], n: int) -> Float[Array, "E h"]:
@@ -156,13 +169,29 @@ def fit(samples: Sequence[Sample], how: Training = Training(), *, begun: Any = N
     counts = [int(np.isfinite(s.effect).sum()) for s in samples]
     if not samples or min(counts) < 2:
         raise InputError(f"samples have {counts} measured sets: give at least one sample, each with two or more")
-    scale = float(np.median(np.concatenate([np.abs(s.effect[np.isfinite(s.effect)]) for s in samples]))) or 1e-3
+    scale = _scale([s.effect for s in samples])
+    if how.edges:
+        samples = _in_scale(samples)
     data = jax.tree.map(jnp.asarray, padded(samples))
     first = jax.tree.map(lambda x: x[0], data)
     weights = _begun(replace(how, seed=0), jax.random.key(how.seed), first) if begun is None else begun
     run, same = _reptile if how.inner else joint_program, replace(how, seed=0)  # one program for all seeds
     weights, losses = run(same, len(samples), scale, weights, data, jax.random.key(how.seed + 1))
     return Membership(how, weights, scale, np.asarray(losses))
+
+
+def _scale(effects: Sequence[Float[np.ndarray, " n"]]) -> float:
+    """The median size of what was measured."""
+    return float(np.median(np.concatenate([np.abs(x[np.isfinite(x)]) for x in effects]))) or 1e-3
+
+
+def _in_scale(samples: Sequence[Sample]) -> list[Sample]:
+    """Effects of edges as parts of their median size."""
+    effects = [s.edge_effect for s in samples if s.edge_effect is not None and np.isfinite(s.edge_effect).any()]
+    if len(effects) < len(samples):
+        raise InputError("edges have a head, and a sample has no measured edge: give `edges` to `sample_of`")
+    scale = _scale(effects)
+    return [replace(s, edge_effect=s.edge_effect / scale) for s in samples]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -180,18 +209,29 @@ def adapted(m: Membership, sample: Sample, steps: int = 50) -> Membership:
 
 def predict(m: Membership, sample: Sample) -> Float[np.ndarray, " n"]:
     """Scores of a sample's nodes: predicted asinh(effect / scale), the larger the more an ablation will cost."""
-    return np.asarray(_predict(replace(m.how, seed=0), m.weights, jax.tree.map(jnp.asarray, sample)))
+    return np.asarray(_predict(replace(m.how, seed=0), m.weights, jax.tree.map(jnp.asarray, sample))[0])
+
+
+def predict_edges(m: Membership, sample: Sample) -> Float[np.ndarray, " E"]:
+    """Scores of a sample's edges: the larger, the more it will cost to patch one.
+
+    Raises:
+        InputError: a network without a head for edges, a sample that was not told of any (`sample_of`).
+    """
+    if not m.how.edges or sample.cue is None:
+        raise InputError("edges have no scores: train with edges > 0, and give `edges` to `sample_of`")
+    return np.asarray(_predict(replace(m.how, seed=0), m.weights, jax.tree.map(jnp.asarray, sample))[1])
 
 
 @partial(jax.jit, static_argnums=0)
-def _predict(how: Training, weights: Any, s: Sample) -> Array:
+def _predict(how: Training, weights: Any, s: Sample) -> tuple[Array, Array | None]:
     found: Any = Network(how).apply(weights, s)
     return found
 
 
 def loss_of(how: Training, scale: float | Array, weights: Any, s: Sample, key: Array) -> Array:
-    """Huber loss of asinh(effect / scale) over measured sets, and ranking of measured siblings."""
-    found: Any = Network(how).apply(weights, s, True, rngs={"dropout": key})
+    """Huber loss of asinh(effect / scale) over measured sets and edges, and ranking of measured siblings."""
+    found, edges = Network(how).apply(weights, s, True, rngs={"dropout": key})
     known = jnp.isfinite(s.effect) & (s.real > 0)
     target = jnp.arcsinh(jnp.where(known, s.effect, 0.0) / scale)
     fitted = jnp.sum(optax.huber_loss(found, target) * known) / jnp.maximum(known.sum(), 1)
@@ -199,7 +239,13 @@ def loss_of(how: Training, scale: float | Array, weights: Any, s: Sample, key: A
     apart = target[:, None] - target[None]
     wrong = jax.nn.softplus(-(found[:, None] - found[None]) * jnp.sign(apart)) * jnp.abs(apart)
     ranked = jnp.sum(wrong * pairs) / jnp.maximum(jnp.sum(jnp.abs(apart) * pairs), 1e-9)
-    return fitted + how.ranking * ranked
+    return fitted + how.ranking * ranked + (how.edges * _of_edges(edges, s) if how.edges else 0.0)
+
+
+def _of_edges(found: Float[Array, " E"], s: Sample) -> Array:
+    known = jnp.isfinite(s.edge_effect) & (s.live > 0)
+    target = jnp.arcsinh(jnp.where(known, s.edge_effect, 0.0))
+    return jnp.sum(optax.huber_loss(found, target) * known) / jnp.maximum(known.sum(), 1)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -5,7 +5,7 @@ of nodes are percentiles within their level or shares, so that they mean the sam
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ NODE_FEATURES = (
     "stability", "size", "level", "inner weight", *(f"is {kind}" for kind in NODE_KINDS),
 )  # fmt: skip
 EDGE_FEATURES = ("weight", "sign", "stability", "layer gap", "backwards")
+CUES = ("share of the target's edges", "share times the target's |score|", "sign times the score's sign")
 
 
 @jax.tree_util.register_dataclass
@@ -36,6 +37,9 @@ class Sample:
         effect: measured effects of sets, as parts of what all units are worth; NaN where none was measured, [n].
         family: which nodes are siblings (the same number), [n].
         real, live: 1, or 0 for padding.
+        cue: what is known of single edges of the last level, [E, C] in the order of `CUES`; 0 of all others. None where
+            edges are not asked for.
+        edge_effect: measured effects of them; NaN where none was measured, [E].
     """
 
     node: Float[Any, "n F"]
@@ -46,10 +50,18 @@ class Sample:
     family: Int[Any, " n"]
     real: Float[Any, " n"]
     live: Float[Any, " E"]
+    cue: Float[Any, "E C"] | None = None
+    edge_effect: Float[Any, " E"] | None = None
 
 
 def sample_of(
-    g: BehaviourGraph, h: Hierarchy, effects: dict[int, float], single: dict[int, float], *, most_edges: int = 16
+    g: BehaviourGraph,
+    h: Hierarchy,
+    effects: dict[int, float],
+    single: dict[int, float],
+    *,
+    edges: dict[tuple[int, int], float] | None = None,
+    most_edges: int = 16,
 ) -> Sample:
     """One graph with its hierarchy as a sample.
 
@@ -58,6 +70,7 @@ def sample_of(
         h: over its nodes.
         effects: measured effect by tree node.
         single: measured effect by graph node, ablated alone.
+        edges: measured effect by source and target, nodes of the graph.
         most_edges: of each node in each level, the heaviest.
 
     Raises:
@@ -74,18 +87,33 @@ def sample_of(
         names = None if level is None else _sets_at(h, level)
         measured = single if names is None else {i: effects[t] for i, t in enumerate(names) if t in effects}
         n = int(labels.max()) + 1
-        edges = _edges(g, labels, most_edges)
+        joined = _edges(g, labels, most_edges)
         parts["node"].append(_nodes(g, labels, influence, 1.0 if level is None else level / len(levels)))
-        parts["edge"].append(edges[2])
-        parts["source"].append(edges[0] + at)
-        parts["target"].append(edges[1] + at)
+        parts["edge"].append(joined[2])
+        parts["source"].append(joined[0] + at)
+        parts["target"].append(joined[1] + at)
         parts["effect"].append(np.array([measured.get(i, np.nan) for i in range(n)]))
         above = h.parent[names] if names is not None else _leaf_of(h)
         parts["family"].append(above + 10_000_000 * len(parts["family"]))
         at += n
     arrays = {name: np.concatenate(values) for name, values in parts.items()}
     ones = {"real": np.ones(at, np.float32), "live": np.ones(len(arrays["source"]), np.float32)}
-    return Sample(**arrays, **ones)
+    found = Sample(**arrays, **ones)
+    return found if edges is None else _with_edges(found, g, edges)
+
+
+def _with_edges(s: Sample, g: BehaviourGraph, effects: dict[tuple[int, int], float]) -> Sample:
+    """The sample with what is known of the graph's own edges; the last level's nodes are the graph's."""
+    first = len(s.node) - g.n
+    own = np.flatnonzero((s.source >= first) & (s.edge[:, EDGE_FEATURES.index("backwards")] == 0))
+    pairs = np.stack([s.source[own], s.target[own]], 1) - first
+    weight, signed = (np.asarray(g.matrix(v).tocsr()[pairs[:, 0], pairs[:, 1]]).ravel() for v in (g.weight, g.signed))
+    share = weight / np.maximum(np.bincount(g.target, g.weight, g.n)[pairs[:, 1]], 1e-30)
+    score = g.importance[pairs[:, 1]]
+    cue, effect = np.zeros((len(s.source), len(CUES)), np.float32), np.full(len(s.source), np.nan)
+    cue[own] = np.stack([_rank(share), _rank(share * np.abs(score)), np.sign(signed) * np.sign(score)], 1)
+    effect[own] = [effects.get((int(a), int(b)), np.nan) for a, b in pairs]
+    return replace(s, cue=cue, edge_effect=effect)
 
 
 def _sets_at(h: Hierarchy, level: int) -> Int[np.ndarray, " k"]:
@@ -174,6 +202,8 @@ def padded(samples: Sequence[Sample]) -> Sample:
         edges = {name: fill(getattr(s, name), e, ends.get(name, 0)) for name in ("edge", "source", "target", "live")}
         nodes = {name: fill(getattr(s, name), n, np.nan if name == "effect" else 0) for name in ("node", "effect")}
         more = {"family": fill(s.family, n, -1), "real": fill(s.real, n, 0)}
+        if s.cue is not None and s.edge_effect is not None:
+            more |= {"cue": fill(s.cue, e, 0), "edge_effect": fill(s.edge_effect, e, np.nan)}
         return Sample(**nodes, **edges, **more)
 
     return jax.tree.map(lambda *x: np.stack(x), *[one(s) for s in samples])

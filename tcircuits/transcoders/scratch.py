@@ -1,8 +1,8 @@
 """Arrays larger than the memory: pages of a file, of which the machine holds those that are used while there is room.
 
-The file has no name and is gone with the array. On the CPU JAX takes the pages over as they are. Its compiler, up to JAX
-0.10, widens bfloat16 arrays that a loop looks rows up in to float32, whole; so bfloat16 numbers are kept as their bits,
-and a row is widened once it is read (`numerics.wide`).
+The file has no name and is gone with the array. On the CPU JAX takes the pages over as they are. Up to JAX 0.10 its
+compiler widens bfloat16 arrays that a loop looks rows up in to float32, whole; so bfloat16 numbers are kept as their
+bits, and a row is widened once it is read (`numerics.wide`).
 """
 
 import math

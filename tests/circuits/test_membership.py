@@ -5,10 +5,11 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from scipy.stats import rankdata
 
 from tcircuits.circuits.behaviour_graph import BehaviourGraph
 from tcircuits.circuits.hierarchy import coarse_edges, hierarchy
-from tcircuits.circuits.membership import Network, Training, adapted, fit, predict
+from tcircuits.circuits.membership import Network, Training, adapted, fit, predict, predict_edges
 from tcircuits.circuits.membership_data import EDGE_FEATURES, NODE_FEATURES, Sample, padded, sample_of
 from tcircuits.circuits.units import Units
 from tcircuits.types import InputError
@@ -95,7 +96,7 @@ def test_attention_is_that_of_the_paper_in_numpy():
     z = normed(z + dense(heard, a["Dense_3"]), a["LayerNorm_0"])
     z = normed(z + dense(gelu(dense(z, a["Dense_5"])), a["Dense_4"]), a["LayerNorm_1"])  # named as they are made
     expected = dense(np.concatenate([z, s.node], 1), p["Dense_1"])[:, 0]
-    np.testing.assert_allclose(Network(how).apply(weights, s), expected, atol=1e-4)
+    np.testing.assert_allclose(Network(how).apply(weights, s)[0], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["gat", "paper"])
@@ -121,7 +122,8 @@ def test_the_papers_attention_does_not_depend_on_the_target():
     kernel = weights["params"]["PaperLayer_0"]["Dense_0"]["kernel"]
     changed = jax.tree.map(lambda x: x, weights)
     changed["params"]["PaperLayer_0"]["Dense_0"]["kernel"] = kernel.at[width:].set(7.0)
-    np.testing.assert_allclose(Network(how).apply(weights, s), Network(how).apply(changed, s), atol=1e-4)
+    first, second = (Network(how).apply(w, s)[0] for w in (weights, changed))
+    np.testing.assert_allclose(first, second, atol=1e-4)
 
 
 def planted(seed):
@@ -147,10 +149,66 @@ def test_training_finds_what_neighbours_say_and_reptile_adapts():
     assert after.losses[-1] < after.losses[0]
 
 
+def test_edges_of_the_graph_have_their_effects_and_cues():
+    g = random_graph()
+    h = hierarchy(g, b=3, leaf=3)
+    effects = {(int(a), int(b)): 0.1 * i for i, (a, b) in enumerate(zip(g.source, g.target, strict=True)) if i % 2}
+    s = sample_of(g, h, {}, {}, edges=effects)
+    plain = sample_of(g, h, {}, {})
+    for name in ("node", "edge", "source", "target", "live"):
+        np.testing.assert_array_equal(getattr(s, name), getattr(plain, name))
+    first, found, into = len(s.node) - g.n, {}, np.bincount(g.target, g.weight, g.n)
+    shares = {(a, b): w / into[b] for a, b, w in zip(g.source, g.target, g.weight, strict=True)}
+    signs = {(a, b): np.sign(w * g.importance[b]) for a, b, w in zip(g.source, g.target, g.signed, strict=True)}
+    own = [e for e in range(len(s.source)) if s.source[e] >= first and not s.edge[e, EDGE_FEATURES.index("backwards")]]
+    assert len(own) == len(g.source)
+    for e in range(len(s.source)):
+        pair = s.source[e] - first, s.target[e] - first
+        if e not in own:
+            assert np.isnan(s.edge_effect[e])
+            assert not s.cue[e].any()
+        else:
+            assert s.cue[e, 2] == signs[pair]
+            if pair in effects:
+                found[pair] = s.edge_effect[e]
+            else:
+                assert np.isnan(s.edge_effect[e])
+    assert found == pytest.approx(effects)
+    expected = rankdata([shares[s.source[e] - first, s.target[e] - first] for e in own])
+    np.testing.assert_allclose(s.cue[own, 0], (expected - 0.5) / len(own), atol=1e-6)
+
+
+def test_the_head_for_edges_finds_what_both_ends_say():
+    """An edge's planted effect is the product of a feature of both ends; padding changes no score."""
+
+    def sample(seed):
+        s, rng = planted(seed), np.random.default_rng(seed)
+        cue = rng.normal(size=(len(s.source), 3)).astype(np.float32)
+        return replace(s, cue=cue, edge_effect=s.node[s.source, 1] * s.node[s.target, 2])
+
+    train, test = [sample(i) for i in range(6)], sample(99)
+    m = fit(train, Training(steps=300, lr=1e-2, dropout=0.0, layers=1, edges=1.0))
+    found = predict_edges(m, replace(test, edge_effect=np.full(len(test.source), np.nan)))
+    assert np.corrcoef(found, test.edge_effect)[0, 1] > 0.8
+    assert abs(np.corrcoef(test.node[test.source, 1], test.edge_effect)[0, 1]) < 0.5
+    smaller = replace(
+        test, **{n: getattr(test, n)[:99] for n in ("source", "target", "edge", "cue", "edge_effect", "live")}
+    )
+    filled = jax.tree.map(lambda x: x[1], padded([test, smaller]))
+    np.testing.assert_allclose(predict_edges(m, filled)[:99], predict_edges(m, smaller), atol=1e-5)
+    assert np.isnan(filled.edge_effect[99:]).all()
+
+
 def test_bad_settings_are_refused():
     _, _, s = random_sample()
     with pytest.raises(InputError, match="layers=0"):
         Training(layers=0, lr=-1.0)
+    with pytest.raises(InputError, match=r"edges=1.0 of kind 'paper'"):
+        Training(kind="paper", edges=1.0)
+    with pytest.raises(InputError, match="no measured edge"):
+        fit([planted(0)], replace(QUICK, edges=1.0))
+    with pytest.raises(InputError, match="edges have no scores"):
+        predict_edges(fit([planted(0)], QUICK), planted(0))
     with pytest.raises(InputError, match="two or more"):
         fit([replace(s, effect=np.full(len(s.node), np.nan))])
     with pytest.raises(InputError, match="at least one"):
