@@ -1,13 +1,15 @@
 """HAGD's table, and how long extraction takes: what `tc.extract` finds, stage by stage, model by model.
 
     python -m experiments.extraction
+    python -m experiments.extraction --suite smollm2
 
 `tc.extract` in a process of its own for each behaviour, compiled programs not kept: addition modulo 113, parity and
 sorting by networks trained for them, the embedded model's behaviours, and addition modulo 23 as text, which it cannot
-do: a model below the gate (80 % of prompts right) has a row too, whose circuit is scored on agreement with the model's
-own choices. `faithful` is the paper's coarsening in place of ours. Then `tc.validate` on the report split: the circuit,
-keeping nothing, random circuits of its profile, other rankings, and circuits of all sizes by its scores; and by what
-it makes the model do: `interchange` gives its units their values on the counterfactual, and the answer should follow.
+do; with `--suite smollm2` SmolLM2-135M and its neurons. A model below the gate (80 % of prompts right) has a row too,
+whose circuit is scored on agreement with the model's own choices. `faithful` is the paper's coarsening in place of
+ours. Then `tc.validate` on the report split: the circuit, keeping nothing, random circuits of its profile, other
+rankings, and circuits of all sizes by its scores; and by what it makes the model do: `interchange` gives its units
+their values on the counterfactual, and the answer should follow.
 Units are heads and transcoder features, errors kept, ablation by resampling.
 
 Table 2 of the paper has, of each model and task, nodes, edges, preservation and time; its interpretability table
@@ -18,7 +20,7 @@ transcoders, 4.5 s attribution, 199 s interventions, 21 s validation.
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -57,6 +59,8 @@ class Config:
         ("tiny", "induction", "sound"),
     )
     """Models, tasks of `tcircuits.tasks.TASKS`, and the tree's mode."""
+    suite: Literal["", "smollm2"] = ""
+    """Cases of `SUITES` instead, with a result of their own."""
     share: float = 0.05
     """Of all units, that the largest circuit has; half of them for the network of one task."""
     budget: int = 250
@@ -65,6 +69,11 @@ class Config:
     """Random circuits of the report."""
     seed: int = 0
     """Of prompts, trees and random circuits."""
+
+
+SUITES: dict[str, tuple[tuple[str, str, Mode], ...]] = {
+    "smollm2": tuple(("smollm2-135m", task, "sound") for task in ("factual_recall", "induction", "ioi"))
+}
 
 
 def case(model: str, task: str, mode: Mode, share: float, budget: int, random: int, seed: int) -> dict[str, Any]:
@@ -145,9 +154,9 @@ def main(cfg: Config) -> None:
     """Measure, print, write after each behaviour."""
     rows: list[dict[str, Any]] = []
     own = {name: getattr(cfg, name) for name in ("share", "budget", "random", "seed")}
-    for model, task, mode in cfg.cases:
+    for model, task, mode in SUITES.get(cfg.suite, cfg.cases):
         rows.append(fresh("experiments.extraction", "case", echo=True, model=model, task=task, mode=mode, **own))
-        save("extraction", cfg, {"rows": rows, "published_seconds": PUBLISHED})
+        save("extraction", cfg, {"rows": rows, "published_seconds": PUBLISHED}, variant=cfg.suite)
     show("seconds by stage", [_seconds(row) for row in rows])
     show("circuits", [_circuit(row) for row in rows])
     show("reading", [_about(row) | row["reading"] for row in rows if not row["refused"]])

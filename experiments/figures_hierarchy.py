@@ -7,7 +7,15 @@ from experiments.reading import Row, read
 
 def tree_rows() -> list[Row]:
     """All of them."""
-    parts = (hierarchy_rows(), coarsening_rows(), network_rows(), search_rows(), ablation_rows(), transfer_rows())
+    parts = (
+        hierarchy_rows(),
+        coarsening_rows(),
+        network_rows(),
+        topology_rows(),
+        search_rows(),
+        ablation_rows(),
+        transfer_rows(),
+    )
     return [row for part in (*parts, extracted_rows(), moved_rows()) for row in part]
 
 
@@ -52,6 +60,19 @@ def network_rows() -> list[Row]:
     return [(what, ", ".join(parts), "experiments.membership")]
 
 
+def topology_rows() -> list[Row]:
+    """The network's head for edges against what needs no training."""
+    figures = read("topology")["figures"]
+    what = (
+        f"which edges of a behaviour held out matter ({len(figures['edges'])} of `tiny`), AUROC and average precision"
+    )
+    parts = []
+    for r in figures["rows"]:
+        gain = "" if r["by"] == "|A|" else f" (gain [{r['auroc gain']['low']:+.3f}, {r['auroc gain']['high']:+.3f}])"
+        parts.append(f"{r['by']} {r['auroc']:.3f}, {r['ap']:.2f}{gain}")
+    return [(what, "; ".join(parts), "experiments.topology")]
+
+
 def _gained(name: str, value: float, gain: dict[str, Any]) -> str:
     beside = "" if name == "score" else f" (gain [{gain['low']:+.3f}, {gain['high']:+.3f}])"
     return f"{name} {value:.3f}{beside}"
@@ -64,13 +85,16 @@ SHOWN += ("groups on faithful, ig as prior", "groups on sound, ig as prior")
 def search_rows() -> list[Row]:
     """Methods at an equal budget."""
     rows: list[Row] = []
-    for c in read("hierarchical_circuits")["figures"]["cases"]:
-        last = max(r["units"] for r in c["rows"])
-        by = {r["method"]: r for r in c["rows"] if r["units"] == last}
-        what = f"{last} of {c['units']:,} units for {c['task'].replace('_', '-')} of `tiny`, faithfulness by method"
-        text = ", ".join(f"{name} {by[name]['faithfulness']['value']:.2f}" for name in SHOWN if name in by)
-        null = max(n["faithfulness_95"] for n in c["nulls"])
-        rows.append((what, f"{text}; 95th percentile of random {null:.2f}", "experiments.hierarchical_circuits"))
+    for model, suite in (("tiny", ""), ("smollm2-135m", "smollm2")):
+        beside = f" --suite {suite}" if suite else ""
+        for c in read("_".join(filter(None, ("hierarchical_circuits", suite))))["figures"]["cases"]:
+            last = max(r["units"] for r in c["rows"])
+            by = {r["method"]: r for r in c["rows"] if r["units"] == last}
+            task = c["task"].replace("_", "-")
+            what = f"{last:,} of {c['units']:,} units for {task} of `{model}`, faithfulness by method"
+            text = ", ".join(f"{name} {by[name]['faithfulness']['value']:.2f}" for name in SHOWN if name in by)
+            text += f"; 95th percentile of random {max(n['faithfulness_95'] for n in c['nulls']):.2f}"
+            rows.append((what, text, "experiments.hierarchical_circuits" + beside))
     return rows
 
 
@@ -148,17 +172,19 @@ def hierarchy_rows() -> list[Row]:
 def extracted_rows() -> list[Row]:
     """What extraction takes and finds."""
     rows: list[Row] = []
-    for r in read("extraction")["figures"]["rows"]:
-        if r["refused"]:
-            continue
-        f, phi, n = r["faithfulness"], r["phi"], r["nulls"]
-        found = (
-            f"{r['total']:.0f} s with loading, compiling and test; F {f['value']:.2f} [{f['low']:.2f}, {f['high']:.2f}]"
-        )
-        found += f", phi {phi['value']:.2f}; random {n['faithfulness_95']:.2f}, {n['phi_95']:.2f}"
-        found += f"; the best by ig F {r['baselines']['ig']['value']:.2f}"
-        size = f"{r['kept']} of {r['units']:,} units, {r['evaluations']} evaluations"
-        tree = "" if r["mode"] == "sound" else f", {r['mode']} tree"
-        what = f"`tc.extract`, `{r['model']}`, {r['task']}{tree}: {size}"
-        rows.append((what, found, "experiments.extraction"))
+    for suite in ("", "smollm2"):
+        found = read("_".join(filter(None, ("extraction", suite))))["figures"]["rows"]
+        rows += [_extracted(r, suite) for r in found if not r["refused"]]
     return rows
+
+
+def _extracted(r: dict[str, Any], suite: str) -> Row:
+    f, phi, n = r["faithfulness"], r["phi"], r["nulls"]
+    found = f"{r['total']:.0f} s with loading, compiling and test; F {f['value']:.2f} [{f['low']:.2f}, {f['high']:.2f}]"
+    found += f", phi {phi['value']:.2f}; random {n['faithfulness_95']:.2f}, {n['phi_95']:.2f}"
+    found += f"; the best by ig F {r['baselines']['ig']['value']:.2f}"
+    size = f"{r['kept']} of {r['units']:,} units, {r['evaluations']} evaluations"
+    tree = "" if r["mode"] == "sound" else f", {r['mode']} tree"
+    gate = "" if r["passes"] else f" ({100 * r['accuracy']:.0f} % right: below the gate)"
+    what = f"`tc.extract`, `{r['model']}`, {r['task']}{gate}{tree}: {size}"
+    return what, found, "experiments.extraction" + (f" --suite {suite}" if suite else "")
