@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tcircuits.circuits.forward import Errors, Values, run
-from tcircuits.circuits.running import Ablation, Setting, both, check, masked, mean_values, metric, parts
+from tcircuits.circuits.running import Ablation, Setting, Worth, both, check, masked, mean_values, metric, parts
 from tcircuits.circuits.units import Units
 from tcircuits.models.model import Model
 from tcircuits.models.params import Params
@@ -83,13 +83,13 @@ def edge_effects(
 
 @partial(jax.jit, static_argnames="s")
 def _program(
-    s: Setting, params: Params, d: Transcoders, mean: Values | None, groups: Array, prompts: dict[str, Array]
+    s: Setting, params: Params, d: Transcoders, mean: Worth | None, groups: Array, prompts: dict[str, Array]
 ) -> tuple[Float[Array, "G c N"], Float[Array, " N"]]:
     with jax.default_matmul_precision("highest"):
         _, clean, reference = jax.vmap(lambda p: both(s, params, d, mean, p))(prompts)
 
         def edge(pair: Int[Array, " 2"]) -> Float[Array, " N"]:
-            def one(p: dict[str, Array], clean: Values, reference: Values) -> Array:
+            def one(p: dict[str, Array], clean: Worth, reference: Worth) -> Array:
                 return judged(_patched(s, params, d, pair, clean, reference, p), p)
 
             return jax.vmap(one)(prompts, clean, reference)
@@ -97,17 +97,19 @@ def _program(
         def judged(logits: Array, p: dict[str, Array]) -> Array:
             return metric(s.metric, logits, p["right"], p["wrong"])
 
-        def none(p: dict[str, Array], clean: Values, reference: Values) -> Array:
+        def none(p: dict[str, Array], clean: Worth, reference: Worth) -> Array:
             return judged(masked(s, params, d, jnp.ones(s.units.n), clean, reference, p), p)
 
         return jax.lax.map(jax.vmap(edge), groups), jax.vmap(none)(prompts, clean, reference)
 
 
 def _patched(
-    s: Setting, params: Params, d: Transcoders, pair: Array, clean: Values, reference: Values, p: dict[str, Array]
+    s: Setting, params: Params, d: Transcoders, pair: Array, clean: Worth, reference: Worth, p: dict[str, Array]
 ) -> Float[Array, " V"]:
     """The logits of one prompt at its answer with one edge patched."""
     assert isinstance(s.units, Units)
+    assert isinstance(clean, Values)
+    assert isinstance(reference, Values)
     source, target = (s.units.split(jnp.arange(s.units.n) == number) for number in pair)
     assert clean.feature is not None
     assert reference.feature is not None

@@ -134,7 +134,7 @@ class Network(nn.Module):
                 z = Attention(h.heads, h.width, h.dropout)(z, s, train)
             z = jnp.concatenate([z, s.node], -1)
         nodes, edges = nn.Dense(1)(z)[:, 0], None
-        if h.edges:
+        if h.edges and s.cue is not None:
             ends = jnp.concatenate([z[s.source], z[s.target], s.edge, s.cue], -1)
             hidden = nn.gelu(nn.Dense(h.heads * h.width, name="edge_hidden")(ends))
             hidden = nn.Dropout(h.dropout, deterministic=not train)(hidden)
@@ -187,11 +187,11 @@ def _scale(effects: Sequence[Float[np.ndarray, " n"]]) -> float:
 
 def _in_scale(samples: Sequence[Sample]) -> list[Sample]:
     """Effects of edges as parts of their median size."""
-    effects = [s.edge_effect for s in samples if s.edge_effect is not None and np.isfinite(s.edge_effect).any()]
-    if len(effects) < len(samples):
+    effects = [np.zeros(0) if s.edge_effect is None else s.edge_effect for s in samples]
+    if not all(np.isfinite(x).any() for x in effects):
         raise InputError("edges have a head, and a sample has no measured edge: give `edges` to `sample_of`")
     scale = _scale(effects)
-    return [replace(s, edge_effect=s.edge_effect / scale) for s in samples]
+    return [replace(s, edge_effect=x / scale) for s, x in zip(samples, effects, strict=True)]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -231,7 +231,8 @@ def _predict(how: Training, weights: Any, s: Sample) -> tuple[Array, Array | Non
 
 def loss_of(how: Training, scale: float | Array, weights: Any, s: Sample, key: Array) -> Array:
     """Huber loss of asinh(effect / scale) over measured sets and edges, and ranking of measured siblings."""
-    found, edges = Network(how).apply(weights, s, True, rngs={"dropout": key})
+    scores: Any = Network(how).apply(weights, s, True, rngs={"dropout": key})
+    found, edges = scores
     known = jnp.isfinite(s.effect) & (s.real > 0)
     target = jnp.arcsinh(jnp.where(known, s.effect, 0.0) / scale)
     fitted = jnp.sum(optax.huber_loss(found, target) * known) / jnp.maximum(known.sum(), 1)
@@ -239,12 +240,12 @@ def loss_of(how: Training, scale: float | Array, weights: Any, s: Sample, key: A
     apart = target[:, None] - target[None]
     wrong = jax.nn.softplus(-(found[:, None] - found[None]) * jnp.sign(apart)) * jnp.abs(apart)
     ranked = jnp.sum(wrong * pairs) / jnp.maximum(jnp.sum(jnp.abs(apart) * pairs), 1e-9)
-    return fitted + how.ranking * ranked + (how.edges * _of_edges(edges, s) if how.edges else 0.0)
+    return fitted + how.ranking * ranked + (how.edges * _of_edges(edges, s.edge_effect, s.live) if how.edges else 0.0)
 
 
-def _of_edges(found: Float[Array, " E"], s: Sample) -> Array:
-    known = jnp.isfinite(s.edge_effect) & (s.live > 0)
-    target = jnp.arcsinh(jnp.where(known, s.edge_effect, 0.0))
+def _of_edges(found: Float[Array, " E"], effect: Any, live: Float[Array, " E"]) -> Array:
+    known = jnp.isfinite(effect) & (live > 0)
+    target = jnp.arcsinh(jnp.where(known, effect, 0.0))
     return jnp.sum(optax.huber_loss(found, target) * known) / jnp.maximum(known.sum(), 1)
 
 
