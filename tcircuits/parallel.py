@@ -118,6 +118,17 @@ class Spread:
         names = (self.axes if i == axis else PartitionSpec.UNCONSTRAINED for i in range(x.ndim))
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*names)))
 
+    def together(self, x: Array, model: int | None = None) -> Array:
+        """In a program: `x` on every device, but for an axis that goes over "model" where that divides it."""
+        on = None if model is None or x.shape[model] % self.mesh.shape["model"] else "model"
+        names = (on if i == model else None for i in range(x.ndim))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*names)))
+
+
+def positions_of(mesh: Mesh | None) -> Spread | None:
+    """Where the positions of one prompt go while the model runs and features are encoded: over "data"."""
+    return None if mesh is None or mesh.shape["data"] == 1 else Spread(mesh, ("data",))
+
 
 def spread_of(mesh: Mesh | None, n_heads: int) -> Spread | None:
     """Where targets go: over "data", and over "model" too where that divides no heads and so would do nothing."""

@@ -33,13 +33,13 @@ from tcircuits.attribution.targets import Targets
 from tcircuits.attribution.timing import Timings
 from tcircuits.compiling import compiled
 from tcircuits.numerics import bucket
-from tcircuits.parallel import host
+from tcircuits.parallel import Spread, host, mesh_of, positions_of
 from tcircuits.transcoders.dictionary import Transcoders, encode
 from tcircuits.transcoders.lazy import LazyTranscoders
 from tcircuits.types import Array
 
 # The compiled programs; `planning` compiles the same ones for machines that are not there.
-freeze_program = compiled(freeze, static_argnames=("cfg", "n_slots", "lean"))
+freeze_program = compiled(freeze, static_argnames=("cfg", "n_slots", "lean", "spread"))
 SCORE_PROGRAMS = {
     "effect": compiled(effects, static_argnames=("cfg",)),
     "influence": compiled(influence_sketch, static_argnames=("cfg", "n_probes", "spread")),
@@ -47,11 +47,13 @@ SCORE_PROGRAMS = {
 select_program = compiled(select_top, static_argnames=("n",))
 
 
-@partial(compiled, static_argnames=("cfg",))
-def count_active(cfg: Any, params: Any, d: Transcoders, tokens: Array, origin: bool | Array) -> Array:
+@partial(compiled, static_argnames=("cfg", "spread"))
+def count_active(
+    cfg: Any, params: Any, d: Transcoders, tokens: Array, origin: bool | Array, spread: Spread | None = None
+) -> Array:
     """The most active features at any layer and position; position 0 does not count where it is a constant."""
     with jax.default_matmul_precision("highest"):
-        x = read_by(cfg, params, d.cfg, tokens)
+        x = read_by(cfg, params, d.cfg, tokens, spread)
         count = jax.lax.map(lambda s: (encode(d, s, x[s]) != 0).sum(-1), jnp.arange(len(x)))
     return jnp.where(origin & (jnp.arange(len(tokens)) == 0), 0, count).max()
 
@@ -135,11 +137,12 @@ def expanded(frozen: Frozen, s: Settings) -> tuple[int, int]:
 
 def freeze_prompt(model: Any, d: Transcoders, ids: np.ndarray, s: Settings) -> Frozen:
     """Freeze, with as many slots as the prompt needs."""
-    origin, slots = origin_rule(model, ids, s), None
+    origin, slots, spread = origin_rule(model, ids, s), None, positions_of(mesh_of(model.params.embed))
     if d.cfg.kind != "neurons" and default_slots(d) > 64:
-        slots = min(bucket(int(count_active(model.cfg, model.params, d, ids, origin))), default_slots(d))
+        most = count_active(model.cfg, model.params, d, ids, origin, spread)
+        slots = min(bucket(int(most)), default_slots(d))
     few = lean(model.cfg, d.cfg, len(ids), slots or default_slots(d), jax.default_backend())
-    frozen = freeze_program(model.cfg, model.params, d, ids, n_slots=slots, origin=origin, lean=few)
+    frozen = freeze_program(model.cfg, model.params, d, ids, n_slots=slots, origin=origin, lean=few, spread=spread)
     check_finite(model, frozen)
     return frozen
 

@@ -23,10 +23,20 @@ from tcircuits.attribution.slots import (
 )
 from tcircuits.models.blockwise import Scores, totals
 from tcircuits.models.config import ModelConfig
-from tcircuits.models.forward import Hold, check_length, forward_one, layer_kinds, layer_rope, normalised, rope_tables
+from tcircuits.models.forward import (
+    Hold,
+    Output,
+    check_length,
+    forward_one,
+    layer_kinds,
+    layer_rope,
+    normalised,
+    rope_tables,
+)
 from tcircuits.models.params import Params
 from tcircuits.models.rotary import rotate
 from tcircuits.numerics import centre, norm_scale, wide
+from tcircuits.parallel import Spread
 from tcircuits.transcoders.config import TranscoderConfig
 from tcircuits.transcoders.dictionary import Transcoders, pair
 from tcircuits.types import Array, Bool, Float, InputError, Int
@@ -84,9 +94,14 @@ def coverage(cfg: TranscoderConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_by(
-    cfg: ModelConfig, params: Params, dictionaries: TranscoderConfig, tokens: Int[Array, " T"]
+    cfg: ModelConfig,
+    params: Params,
+    dictionaries: TranscoderConfig,
+    tokens: Int[Array, " T"],
+    spread: Spread | None = None,
 ) -> Float[Array, "S T D"]:
-    """What the dictionary of each layer that has one reads on a prompt, as `freeze` has it."""
+    """What the dictionary of each layer that has one reads on a prompt, as `freeze` has it; positions may be spread."""
+    tokens = tokens if spread is None else spread(tokens, 0)
     site = "mlp_in" if dictionaries.reads == "mlp_in" else "resid_pre" if cfg.parallel else "resid_mid"
     params = jax.tree.map(wide, params)
     x = forward_one(cfg, params, tokens, sites=(site,))[0].acts[site][jnp.asarray(dictionaries.layers)]
@@ -206,6 +221,7 @@ def freeze(
     origin: bool | Array = False,
     depth: int | None = None,
     lean: bool = False,
+    spread: Spread | None = None,
 ) -> Frozen:
     """Run the model on one prompt and keep what attribution needs. Pure; `vmap` it over prompts of one length.
 
@@ -221,6 +237,8 @@ def freeze(
             patterns, and constants, logits and the final norm mean nothing. None runs all.
         lean: keep neither patterns nor decoder rows (static), which sweeps then compute and look up where they use
             them: for long prompts. Rows of attribution and the sketch can; paths, heads and QK need the patterns.
+        spread: over which devices positions go while the model runs and features are encoded (static); every device
+            then gets what is kept of all of them.
 
     Raises:
         InputError: a prompt that is empty or too long, a model without MLPs, or neurons as fill with too few slots.
@@ -234,7 +252,7 @@ def freeze(
     if dictionary.cfg.fill == "error":
         C = min(C, dictionary.cfg.d_feature)
     with jax.default_matmul_precision("highest"):
-        how = C, cfg.n_layers if depth is None else depth, lean
+        how = C, cfg.n_layers if depth is None else depth, lean, spread
         return _freeze(cfg, params, dictionary, tokens, origin, *how)
 
 
@@ -249,13 +267,23 @@ def _empty_above(n_layers: int, x: Array) -> Array:
 
 
 def _freeze(
-    cfg: ModelConfig, params: Params, d: Transcoders, tokens: Array, origin: Any, n_slots: int, depth: int, lean: bool
+    cfg: ModelConfig,
+    params: Params,
+    d: Transcoders,
+    tokens: Array,
+    origin: Any,
+    n_slots: int,
+    depth: int,
+    lean: bool,
+    spread: Spread | None,
 ) -> Frozen:
-    params = jax.tree.map(wide, params)
+    params, apart = jax.tree.map(wide, params), tokens if spread is None else spread(tokens, 0)
     middle = "resid_pre" if cfg.parallel else "resid_mid"
     seen = "q" if lean else "pattern"
     wanted = ("resid_pre", middle, seen, "z", "mlp_in", "mlp_raw", "mlp_out", "resid_post", "final_norm")
-    out, (keys, values), _ = forward_one(cfg, params, tokens, sites=tuple(dict.fromkeys(wanted)), depth=depth)
+    out, (keys, values), _ = forward_one(cfg, params, apart, sites=tuple(dict.fromkeys(wanted)), depth=depth)
+    if spread is not None:
+        out, keys, values = _together(spread, out), spread.together(keys, 2), spread.together(values, 2)
     resid, whole = out.acts["resid_post"][-1], partial(_empty_above, cfg.n_layers)
     acts = {site: x if site == "final_norm" else whole(x) for site, x in out.acts.items()}
     pattern = _scores(cfg, acts["q"], whole(keys)) if lean else wide(acts["pattern"])
@@ -269,9 +297,13 @@ def _freeze(
         "normalized": jax.vmap(lambda x, s: _bare(cfg, params, s, x))(acts[middle], norm2),
         "mlp_in": acts["mlp_in"],
     }
-    by_layer = (params.blocks, slots, covered, reads, post)
+    encoded = reads if spread is None else {site: spread(x, 1) for site, x in reads.items()}
+    by_layer = (params.blocks, slots, covered, encoded, post)
     drop = lean and d.cfg.fill == "error"
-    found = _first_layers(lambda x: features_and_sum(cfg, d, n_slots, drop, x), depth, by_layer)
+    found = _first_layers(lambda x: features_and_sum(cfg, d, n_slots, drop, spread, x), depth, by_layer)
+    if spread is not None:
+        neurons = 2 if d.cfg.kind == "neurons" else None
+        found = jax.tree.map(lambda x: spread.together(x, neurons if x.ndim == 3 else None), found)
     features, total = jax.tree.map(whole, found)
     index, value, factor, valid, n_active, decoder = features
     if d.cfg.kind == "clt":
@@ -285,7 +317,9 @@ def _freeze(
     n_active = jnp.where(keep > 0, n_active, 0)
     start = jnp.zeros_like(resid) if params.pos_embed is None else params.pos_embed[jnp.arange(tokens.shape[0])]
     constant, _ = push_stream(cfg, params, d, hold, start, None, True, keep)
-    apart, _ = push_stream(cfg, params, d, hold, jnp.zeros_like(resid), outside, False, keep)
+    origins, _ = push_stream(cfg, params, d, hold, jnp.zeros_like(resid), outside, False, keep)
+    if spread is not None:
+        error, constant, origins = (spread.together(x) for x in (error, constant, origins))
     return Frozen(
         tokens,
         hold,
@@ -297,11 +331,17 @@ def _freeze(
         decoder,
         error,
         constant,
-        apart,
+        origins,
         acts["final_norm"],
         out.logits,
         n_active,
     )
+
+
+def _together(spread: Spread, out: Output) -> Output:
+    """A forward pass with all positions on every device; heads and the vocabulary stay over "model"."""
+    axes = {"pattern": 1, "q": 2, "z": 2}
+    return Output(spread.together(out.logits, 1), {k: spread.together(x, axes.get(k)) for k, x in out.acts.items()})
 
 
 def _scores(cfg: ModelConfig, q: Float[Array, "L T H K"], k: Float[Array, "L T G K"]) -> Scores:

@@ -14,6 +14,7 @@ from tcircuits.attribution.linear import norm_up
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.params import Mlp
 from tcircuits.numerics import act, act_slope, wide
+from tcircuits.parallel import Spread
 from tcircuits.transcoders.dictionary import Transcoders, encode_once, pair, sparse
 from tcircuits.types import Array, Float, Int
 
@@ -44,8 +45,12 @@ def _pad(x: Float[Array, "T M *X"], n_slots: int) -> Float[Array, "T C *X"]:
     return jnp.pad(x, [(0, 0), (0, n_slots - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
 
 
-def _layer_features(cfg: ModelConfig, d: Transcoders, n_slots: int, inputs: Any) -> Any:
-    """Slots of one layer, and decoder rows of features that write to their own layer alone."""
+def _layer_features(cfg: ModelConfig, d: Transcoders, n_slots: int, spread: Spread | None, inputs: Any) -> Any:
+    """Slots of one layer, and decoder rows of features that write to their own layer alone.
+
+    Where positions are spread and the rows are to be kept, every device looks up those of all positions: indices are
+    much less to send than rows.
+    """
     block, slot, covered, reads, post_scale = inputs
     if d.cfg.kind == "neurons":
         value, factor = neuron_features(cfg, block.mlp, reads["mlp_in"])
@@ -54,7 +59,10 @@ def _layer_features(cfg: ModelConfig, d: Transcoders, n_slots: int, inputs: Any)
         return index, value, factor, value != 0, jnp.full(T, M, jnp.int32), None
     f = jnp.where(covered, encode_once(d, slot, reads[d.cfg.reads]), 0.0)
     index, value, valid = (_pad(x, n_slots) for x in sparse(f, min(n_slots, d.cfg.d_feature)))
-    factor, n_active = jnp.ones_like(value), (f != 0).sum(-1).astype(jnp.int32)
+    n_active = (f != 0).sum(-1).astype(jnp.int32)
+    if spread is not None:
+        index, value, valid = (spread.together(spread(x, 0)) for x in (index, value, valid))
+    factor = jnp.ones_like(value)
     rows = None
     if d.cfg.kind == "transcoder":
         rows = rows_of(d, slot, covered, index)
@@ -63,9 +71,11 @@ def _layer_features(cfg: ModelConfig, d: Transcoders, n_slots: int, inputs: Any)
     return index, value, factor, valid, n_active, rows
 
 
-def features_and_sum(cfg: ModelConfig, d: Transcoders, n_slots: int, drop: bool, inputs: Any) -> Any:
+def features_and_sum(
+    cfg: ModelConfig, d: Transcoders, n_slots: int, drop: bool, spread: Spread | None, inputs: Any
+) -> Any:
     """Slots of one layer, and what its features write to it; rows that nobody keeps are then those of a layer."""
-    found = _layer_features(cfg, d, n_slots, inputs)
+    found = _layer_features(cfg, d, n_slots, None if drop else spread, inputs)
     total = None if found[-1] is None else jnp.einsum("TCD,TC->TD", found[-1], found[1])
     return (*found[:-1], None if drop else found[-1]), total
 

@@ -30,7 +30,7 @@ from tcircuits.attribution.select import Selection
 from tcircuits.attribution.sketch import PROBES
 from tcircuits.models import params as parameters
 from tcircuits.numerics import bucket
-from tcircuits.parallel import Spread, shardings, spread_of
+from tcircuits.parallel import Spread, positions_of, shardings, spread_of
 from tcircuits.planning.counting import Cost, cost
 from tcircuits.planning.hlo import parse
 from tcircuits.planning.request import Request
@@ -151,10 +151,11 @@ def stages(a: Abstract) -> Iterator[Stage]:
     slots = None
     if r.dictionary.kind != "neurons" and r.default_slots > 64:
         slots = r.slots
-        made = compiled(count_active, cfg, a.params, a.d, tokens, origin)
+        made = compiled(count_active, cfg, a.params, a.d, tokens, origin, spread=positions_of(a.mesh))
         yield made.stage("count active features", held, made.work())
     few = lean(cfg, r.dictionary, r.tokens, slots or r.default_slots, a.platform)
-    made = compiled(freeze_program, cfg, a.params, a.d, tokens, n_slots=slots, origin=origin, lean=few)
+    how: dict[str, Any] = {"n_slots": slots, "origin": origin, "lean": few, "spread": positions_of(a.mesh)}
+    made = compiled(freeze_program, cfg, a.params, a.d, tokens, **how)
     yield made.stage("forward, encode, freeze", held, made.work())
     frozen = made.out
     held += made.results
