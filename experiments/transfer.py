@@ -2,10 +2,12 @@
 
     python -m experiments.transfer
     python -m experiments.transfer --models tiny experiments/models/tiny-llama-1 experiments/models/tiny-gpt2-0 ...
+    python -m experiments.transfer --models smollm2-135m tiny ... --centre smollm2-135m --tasks induction
 
 The second compares every two models in both directions, by their neurons, and has a result of its own,
 `transfer_models`: first two seeds of one family, the ceiling, then families. A mean's interval is by drawing pairs of
-models anew, with both directions and all tasks of a pair together.
+models anew, with both directions and all tasks of a pair together. The third is of one model with each of the others,
+on what all of them can do (`transfer_smollm2_135m`).
 
 Units are matched over the words of the selection split's prompts, one to one within a band of depth; the circuit is the
 best 5 % of model 1's units by integrated gradients, run in model 2 on the report split (ablation by resampling, errors
@@ -16,6 +18,7 @@ HAGD reports 0.82 between a 7B and a 70B Llama and 67 % on average across famili
 was never run for it (its authors' audit). A model of the same weights in another order must give 1: a test does that.
 """
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -51,6 +54,8 @@ class Config:
     """First and second side of each comparison."""
     models: tuple[str, ...] = ()
     """Names and folders: every two of them, by their neurons, instead of `pairs`."""
+    centre: str = ""
+    """Of `models`: only pairs that it is one of, with a result of their own."""
     tasks: tuple[str, ...] = ("ioi", "greater_than", "agreement", "induction")
     """Of `tcircuits.tasks.TASKS`."""
     share: float = 0.05
@@ -148,8 +153,11 @@ def _number(row: dict[str, Any], name: str) -> float:
 def main(cfg: Config) -> None:
     """Measure, print, write after each."""
     rows: list[dict[str, Any]] = []
-    every = [(Side(a), Side(b)) for a in cfg.models for b in cfg.models if a != b]
-    pairs, variant = (every, "models") if every else (cfg.pairs, "")
+    if cfg.centre and cfg.centre not in cfg.models:
+        raise SystemExit(f"--centre {cfg.centre} is none of --models {' '.join(cfg.models) or '(none given)'}")
+    every = [(Side(a), Side(b)) for a in cfg.models for b in cfg.models if a != b and cfg.centre in ("", a, b)]
+    named = re.sub(r"\W+", "_", cfg.centre) or "models"
+    pairs, variant = (every, named) if every else (cfg.pairs, "")
     for task in cfg.tasks:
         sides = {side: found(cfg, side, task) for side in {side for pair in pairs for side in pair}}
         for first, second in pairs:

@@ -20,6 +20,7 @@ from tcircuits.circuits.behaviour_graph import (
 from tcircuits.circuits.circuit import Circuit, load_circuit, save_circuit
 from tcircuits.circuits.coarse_quality import Quality, coarse_quality
 from tcircuits.circuits.discover import discover
+from tcircuits.circuits.edge_effects import edge_effects
 from tcircuits.circuits.edges import Edges, edges_of
 from tcircuits.circuits.elimination import eliminate
 from tcircuits.circuits.extract import Extraction, ExtractOptions, extract
@@ -71,6 +72,7 @@ __all__ = [
     "coarse_edges",
     "coarse_quality",
     "discover",
+    "edge_effects",
     "edges_of",
     "eliminate",
     "extract",
