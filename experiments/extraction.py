@@ -74,6 +74,8 @@ class Config:
 SUITES: dict[str, tuple[tuple[str, str, Mode], ...]] = {
     "smollm2": tuple(("smollm2-135m", task, "sound") for task in ("factual_recall", "induction", "ioi"))
 }
+FEW = {"attribution": 12, "selection": 12, "report": 24}
+"""Prompts of SmolLM2, whose evaluations take long: as many as there are of factual recall."""
 
 
 def case(model: str, task: str, mode: Mode, share: float, budget: int, random: int, seed: int) -> dict[str, Any]:
@@ -81,7 +83,7 @@ def case(model: str, task: str, mode: Mode, share: float, budget: int, random: i
     start = time.perf_counter()
     loaded = tc.load_model(reference(model))
     d = tc.load_transcoders(own_set(model), model=loaded)
-    behaviour = tc.make_behaviour(loaded, task, seed=seed)
+    behaviour = tc.make_behaviour(loaded, task, sizes=FEW if model == "smollm2-135m" else None, seed=seed)
     units = tc.units_of(loaded.cfg, ("head", "feature"), d.cfg)
     able = capability(loaded, behaviour)
     about: dict[str, Any] = {"model": model, "task": task, "mode": mode, "units": units.n}
