@@ -208,11 +208,12 @@ def alone_on_a_cpu(frozen: Frozen) -> bool:
 
 
 def threads(lanes: int, T: int, numbers: int) -> int:
-    """Chunks side by side on a CPU: one more than its cores, as one copies while the others multiply.
+    """Chunks side by side on a CPU: one more than the process has cores, as one copies while the others multiply.
 
     One alone where the cotangents of that many chunks would take too much memory.
     """
-    most = min(MOST_THREADS, (os.cpu_count() or 1) + 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = min(MOST_THREADS, cores + 1)
     return most if lanes * most <= streams(T, numbers) else 1
 
 
