@@ -187,7 +187,7 @@ def test_the_head_for_edges_finds_what_both_ends_say():
         return replace(s, cue=cue, edge_effect=s.node[s.source, 1] * s.node[s.target, 2])
 
     train, test = [sample(i) for i in range(6)], sample(99)
-    m = fit(train, Training(steps=300, lr=1e-2, dropout=0.0, layers=1, edges=1.0))
+    m = fit(train, Training(steps=150, lr=2e-2, dropout=0.0, layers=1, heads=2, edges=1.0))
     found = predict_edges(m, replace(test, edge_effect=np.full(len(test.source), np.nan)))
     assert np.corrcoef(found, test.edge_effect)[0, 1] > 0.8
     assert abs(np.corrcoef(test.node[test.source, 1], test.edge_effect)[0, 1]) < 0.5
