@@ -3,7 +3,8 @@
     python -m experiments.bench.extraction_stages
 
 One behaviour of the embedded model (heads and transcoder features). `graph`: attribution graphs of its prompts with so
-many features each, and the scores of all units. Then, for the n most important units: `tree`, cuts from the top down;
+many features each, and the scores of all units (units with a score are nodes whether or not they have a row, so that
+features, not nodes, are what grows there). Then, for the n most important units: `tree`, cuts from the top down;
 `search`, group ablations down the tree until nothing is left to measure, without a prior; `circuits`, elimination down
 to a twentieth of n; `network`, one step of the membership network on all levels. A single ablation of every unit is n
 evaluations: `evaluations` of the search are beside it. Processor seconds of a second call, which compiles nothing. The
@@ -111,7 +112,9 @@ def main(cfg: Config) -> None:
         rows.append(stages(cfg, m, capped(whole, n, "importance")))
         say(str(rows[-1]))
     names = ("tree", "search", "evaluations", "circuits", "network")
-    exponents = {name: slope(rows, "nodes", name) for name in names} | {"graph": slope(first, "nodes", "graph")}
+    exponents = {name: slope(rows, "nodes", name) for name in names} | {
+        "graph, in features": slope(first, "features", "graph")
+    }
     show("graph", first)
     show("the rest", rows)
     show("exponents in nodes", [exponents])
