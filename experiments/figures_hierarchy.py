@@ -85,16 +85,13 @@ SHOWN += ("groups on faithful, ig as prior", "groups on sound, ig as prior")
 def search_rows() -> list[Row]:
     """Methods at an equal budget."""
     rows: list[Row] = []
-    for model, suite in (("tiny", ""), ("smollm2-135m", "smollm2")):
-        beside = f" --suite {suite}" if suite else ""
-        for c in read("_".join(filter(None, ("hierarchical_circuits", suite))))["figures"]["cases"]:
-            last = max(r["units"] for r in c["rows"])
-            by = {r["method"]: r for r in c["rows"] if r["units"] == last}
-            task = c["task"].replace("_", "-")
-            what = f"{last:,} of {c['units']:,} units for {task} of `{model}`, faithfulness by method"
-            text = ", ".join(f"{name} {by[name]['faithfulness']['value']:.2f}" for name in SHOWN if name in by)
-            text += f"; 95th percentile of random {max(n['faithfulness_95'] for n in c['nulls']):.2f}"
-            rows.append((what, text, "experiments.hierarchical_circuits" + beside))
+    for c in read("hierarchical_circuits")["figures"]["cases"]:
+        last = max(r["units"] for r in c["rows"])
+        by = {r["method"]: r for r in c["rows"] if r["units"] == last}
+        what = f"{last} of {c['units']:,} units for {c['task'].replace('_', '-')} of `tiny`, faithfulness by method"
+        text = ", ".join(f"{name} {by[name]['faithfulness']['value']:.2f}" for name in SHOWN if name in by)
+        null = max(n["faithfulness_95"] for n in c["nulls"])
+        rows.append((what, f"{text}; 95th percentile of random {null:.2f}", "experiments.hierarchical_circuits"))
     return rows
 
 

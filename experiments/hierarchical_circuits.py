@@ -1,7 +1,6 @@
 """Does a hierarchy pay? Circuits of the embedded model's behaviours at an equal budget of model evaluations.
 
     python -m experiments.hierarchical_circuits
-    python -m experiments.hierarchical_circuits --suite smollm2
 
 Units are heads and transcoder features, errors kept, ablation by resampling. One evaluation is one circuit on all
 prompts of the attribution split; a forward pass counts 1, a backward pass 2, what a call runs beside its circuits too.
@@ -19,21 +18,21 @@ Every method may spend `budget` on the attribution split, and gives circuits of 
 Figures are on the report split: faithfulness F (keeping nothing is 0 by definition), phi, KL; intervals by bootstrap
 over prompts, differences of |1 - F| with the same draws. Nulls: nothing kept; the 95th percentile of random circuits
 with as many units of each kind and layer, of all units and of live ones, at the largest size (smaller random circuits
-do less). Building the graph is no evaluation: its seconds are given. The second command is of SmolLM2-135M and its
-neurons.
+do less). Building the graph is no evaluation: its
+seconds are given.
 """
 
 import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
 import tcircuits as tc
-from experiments.common import result_path, save, say, show
+from experiments.common import RESULTS, save, say, show
 from tcircuits.circuits import metrics
 from tcircuits.circuits.behaviour_graph import BehaviourGraph, capped, most_edges
 from tcircuits.circuits.graph_build import build_graph
@@ -71,7 +70,7 @@ class Config:
     budget: int = 250
     """Evaluations of each method."""
     long: int = 1000
-    """Steps of `topk, long`; 0 leaves it out."""
+    """Steps of `topk, long`."""
     least: float = 0.002
     """Effect of a set that matters, of what all units are worth."""
     nodes: int = 4000
@@ -80,19 +79,6 @@ class Config:
     """Random circuits of each null."""
     seed: int = 0
     """Of prompts, trees and random circuits."""
-    suite: Literal["", "smollm2"] = ""
-    """Settings of `SUITES` instead, with a result of their own."""
-
-
-SUITES: dict[str, dict[str, Any]] = {
-    "smollm2": {
-        "model": "smollm2-135m",
-        "transcoders": "neurons",
-        "tasks": ("induction", "ioi"),
-        "report": 32,
-        "long": 0,
-    }
-}
 
 
 @dataclass
@@ -160,8 +146,7 @@ def flat(case: Case) -> None:
         return metrics.nested(found.values, case.sizes, signed=True), spent, {"steps": steps}
 
     case.add("topk", lambda: learned("topk", 0.95))
-    if case.cfg.long:
-        case.add("topk, long", lambda: learned("topk", 0.95, case.cfg.long))
+    case.add("topk, long", lambda: learned("topk", 0.95, case.cfg.long))
     case.add("pruning", lambda: learned("pruning", 1 - float(np.median(case.cfg.shares))))
 
 
@@ -306,7 +291,7 @@ def case_of(cfg: Config, model: tc.Model, d: tc.Transcoders, task: str) -> dict[
 
 def kept(cfg: Config) -> list[dict[str, Any]]:
     """Other behaviours' cases of an earlier run with the same settings."""
-    path = result_path("hierarchical_circuits", cfg.suite)
+    path = RESULTS / "hierarchical_circuits.json"
     if not path.is_file():
         return []
     earlier = json.loads(path.read_text())
@@ -317,12 +302,11 @@ def kept(cfg: Config) -> list[dict[str, Any]]:
 
 def main(cfg: Config) -> None:
     """Measure, print, write after each behaviour."""
-    cfg = replace(cfg, **SUITES.get(cfg.suite, {}))
     model = tc.load_model(cfg.model)
     d, found = tc.load_transcoders(cfg.transcoders, model=model), kept(cfg)
     for task in cfg.tasks:
         found.append(case_of(cfg, model, d, task) | {"machine_load": os.getloadavg()[0]})
-        save("hierarchical_circuits", cfg, {"cases": found}, variant=cfg.suite)
+        save("hierarchical_circuits", cfg, {"cases": found})
         show(f"{task}: faithfulness", _table(found[-1]["rows"]))
         show("nulls", found[-1]["nulls"])
 
