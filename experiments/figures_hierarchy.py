@@ -120,21 +120,27 @@ def transfer_rows() -> list[Row]:
         f"{min(edges):.2f} to {max(edges):.2f} of the edges' weight shared; the mapped circuit is {min(ratio):.2f} to "
     )
     text += f"{max(ratio):.2f} times as faithful as the other's own"
-    return [(what, text, "experiments.transfer"), _between_models()]
+    six = "six small models of three families, two seeds each, four behaviours, neurons matched, 5 % of the units"
+    large = "SmolLM2-135M beside those six, induction, neurons matched, 5 % of the units"
+    centre = "experiments.transfer --models MODEL... --centre smollm2-135m"
+    return [
+        (what, text, "experiments.transfer"),
+        (six, _between_models("transfer_models"), "experiments.transfer --models MODEL..."),
+        (large, _between_models("transfer_smollm2_135m"), centre),
+    ]
 
 
-def _between_models() -> Row:
+def _between_models(result: str) -> str:
     """What carries over between models, by their neurons."""
     found = []
-    for mean in read("transfer_models")["figures"]["means"]:
+    for mean in read(result)["figures"]["means"]:
         edges, ratio = (f"{x['value']:.2f} [{x['low']:.2f}, {x['high']:.2f}]" for x in (mean["edges"], mean["ratio"]))
         found.append(
             f"{mean['models']} ({mean['pairs']} pairs): {edges} of the edges' weight, mapped circuit {ratio} times as "
             f"faithful as the other's own (faithfulness {mean['faithfulness']['value']:.3f}; 95 % of random circuits "
             f"are below {mean['random_95']['value']:.3f})"
         )
-    what = "six small models of three families, two seeds each, four behaviours, neurons matched, 5 % of the units"
-    return what, "; ".join(found), "experiments.transfer --models MODEL..."
+    return "; ".join(found)
 
 
 SEARCHES = (
@@ -155,7 +161,7 @@ def hierarchy_rows() -> list[Row]:
         f"{last['cuts']:.0f} s of processor time, {last['rss_gb']:.1f} GB; exponent {e['cuts']['nodes']:.2f} in nodes"
     )
     what = f"hierarchy of a graph of {last['nodes']:,} nodes and {last['edges']:,} edges, top-down cuts"
-    rows: list[Row] = [(what, text, "experiments.bench.hierarchy")]
+    rows: list[Row] = [(what, text, "experiments.bench.hierarchy"), _stages()]
     found = [
         r
         for r in read("group_search_synthetic")["figures"]["rows"]
@@ -164,6 +170,18 @@ def hierarchy_rows() -> list[Row]:
     parts = [f"{r['method']} {r['recall']['value']:.2f} (pairs {r['pairs']['value']:.2f})" for r in found]
     what = "planted circuits with redundant pairs, noise 1: recall of units by method"
     return [*rows, (what, ", ".join(parts), "experiments.group_search_synthetic")]
+
+
+def _stages() -> Row:
+    """How the stages of an extraction grow."""
+    f = read("bench_extraction_stages")["figures"]
+    last, e = f["rows"][-1], f["exponents"]
+    what = f"stages of an extraction on `tiny`, processor seconds at {last['nodes']:,} nodes and exponent in nodes"
+    parts = [f"{name} {last[name]:.2g} ({e[name]:.2f})" for name in ("tree", "search", "circuits", "network")]
+    graph = f"graph of {f['graph'][-1]['features']} features a prompt {f['graph'][-1]['graph']:.2g}"
+    parts += [f"{graph} ({e['graph, in features']:.2f} in features)"]
+    parts += [f"{last['evaluations']:,} evaluations of a search to its end ({e['evaluations']:.2f})"]
+    return what, ", ".join(parts) + f"; {last['rss_gb']:.1f} GB", "experiments.bench.extraction_stages"
 
 
 def extracted_rows() -> list[Row]:
