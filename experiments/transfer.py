@@ -6,7 +6,7 @@
 
 The second compares every two models in both directions, by their neurons, and has a result of its own,
 `transfer_models`: first two seeds of one family, the ceiling, then families. A mean's interval is by drawing pairs of
-models anew, with both directions and all tasks of a pair together. The third is of one model with each of the others,
+models anew, with both directions and all tasks of a pair together. The third is from one model to each of the others,
 on what all of them can do (`transfer_smollm2_135m`).
 
 Units are matched over the words of the selection split's prompts, one to one within a band of depth; the circuit is the
@@ -55,7 +55,7 @@ class Config:
     models: tuple[str, ...] = ()
     """Names and folders: every two of them, by their neurons, instead of `pairs`."""
     centre: str = ""
-    """Of `models`: only pairs that it is one of, with a result of their own."""
+    """Of `models`: only from this one to each of the others, with a result of their own."""
     tasks: tuple[str, ...] = ("ioi", "greater_than", "agreement", "induction")
     """Of `tcircuits.tasks.TASKS`."""
     share: float = 0.05
@@ -155,7 +155,7 @@ def main(cfg: Config) -> None:
     rows: list[dict[str, Any]] = []
     if cfg.centre and cfg.centre not in cfg.models:
         raise SystemExit(f"--centre {cfg.centre} is none of --models {' '.join(cfg.models) or '(none given)'}")
-    every = [(Side(a), Side(b)) for a in cfg.models for b in cfg.models if a != b and cfg.centre in ("", a, b)]
+    every = [(Side(a), Side(b)) for a in cfg.models for b in cfg.models if a != b and cfg.centre in ("", a)]
     named = re.sub(r"\W+", "_", cfg.centre) or "models"
     pairs, variant = (every, named) if every else (cfg.pairs, "")
     for task in cfg.tasks:
