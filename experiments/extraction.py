@@ -5,11 +5,12 @@
 
 `tc.extract` in a process of its own for each behaviour, compiled programs not kept: addition modulo 113, parity and
 sorting by networks trained for them, the embedded model's behaviours, and addition modulo 23 as text, which it cannot
-do; with `--suite smollm2` SmolLM2-135M and its neurons, on the two tasks that it passes. A model below the gate (80 % of prompts right) has a row too,
-whose circuit is scored on agreement with the model's own choices. `faithful` is the paper's coarsening in place of
-ours. Then `tc.validate` on the report split: the circuit, keeping nothing, random circuits of its profile, other
-rankings, and circuits of all sizes by its scores; and by what it makes the model do: `interchange` gives its units
-their values on the counterfactual, and the answer should follow.
+do; with `--suite smollm2` SmolLM2-135M and its neurons, on the two tasks that it passes. A model below the gate (80 %
+of prompts right) has a row too, whose circuit is scored on agreement with the model's own choices. `faithful` is the
+paper's coarsening in place of ours. Then `tc.validate` on the report split: the circuit, keeping nothing, random
+circuits of its profile, other rankings, and circuits of all sizes by its scores; and by what it makes the model do:
+`interchange` gives its units their values on the counterfactual, and the answer should follow.
+
 Units are heads and transcoder features, errors kept, ablation by resampling.
 
 Table 2 of the paper has, of each model and task, nodes, edges, preservation and time; its interpretability table
