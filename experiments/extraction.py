@@ -5,11 +5,11 @@
 
 `tc.extract` in a process of its own for each behaviour, compiled programs not kept: addition modulo 113, parity and
 sorting by networks trained for them, the embedded model's behaviours, and addition modulo 23 as text, which it cannot
-do; with `--suite smollm2` SmolLM2-135M and its neurons, on the two tasks that it passes. A model below the gate (80 %
-of prompts right) has a row too, whose circuit is scored on agreement with the model's own choices. `faithful` is the
-paper's coarsening in place of ours. Then `tc.validate` on the report split: the circuit, keeping nothing, random
-circuits of its profile, other rankings, and circuits of all sizes by its scores; and by what it makes the model do:
-`interchange` gives its units their values on the counterfactual, and the answer should follow.
+do; with `--suite smollm2` factual recall by SmolLM2-135M and its neurons. A model below the gate (80 % of prompts
+right) has a row too, whose circuit is scored on agreement with the model's own choices. `faithful` is the paper's
+coarsening in place of ours. Then `tc.validate` on the report split: the circuit, keeping nothing, random circuits of
+its profile, other rankings, and circuits of all sizes by its scores; and by what it makes the model do: `interchange`
+gives its units their values on the counterfactual, and the answer should follow.
 
 Units are heads and transcoder features, errors kept, ablation by resampling.
 
@@ -73,10 +73,8 @@ class Config:
 
 
 SUITES: dict[str, tuple[tuple[str, str, Mode], ...]] = {
-    "smollm2": tuple(("smollm2-135m", task, "sound") for task in ("factual_recall", "induction"))
+    "smollm2": (("smollm2-135m", "factual_recall", "sound"),),
 }
-FEW = {"attribution": 12, "selection": 12, "report": 24}
-"""Prompts of SmolLM2, whose evaluations take long: as many as there are of factual recall."""
 
 
 def case(model: str, task: str, mode: Mode, share: float, budget: int, random: int, seed: int) -> dict[str, Any]:
@@ -84,7 +82,7 @@ def case(model: str, task: str, mode: Mode, share: float, budget: int, random: i
     start = time.perf_counter()
     loaded = tc.load_model(reference(model))
     d = tc.load_transcoders(own_set(model), model=loaded)
-    behaviour = tc.make_behaviour(loaded, task, sizes=FEW if model == "smollm2-135m" else None, seed=seed)
+    behaviour = tc.make_behaviour(loaded, task, seed=seed)
     units = tc.units_of(loaded.cfg, ("head", "feature"), d.cfg)
     able = capability(loaded, behaviour)
     about: dict[str, Any] = {"model": model, "task": task, "mode": mode, "units": units.n}

@@ -69,7 +69,8 @@ def topology_rows() -> list[Row]:
     parts = []
     for r in figures["rows"]:
         gain = "" if r["by"] == "|A|" else f" (gain [{r['auroc gain']['low']:+.3f}, {r['auroc gain']['high']:+.3f}])"
-        parts.append(f"{r['by']} {r['auroc']:.3f}, {r['ap']:.2f}{gain}")
+        name = r["by"].replace("|", r"\|")  # of a table's cell
+        parts.append(f"{name} {r['auroc']:.3f}, {r['ap']:.2f}{gain}")
     return [(what, "; ".join(parts), "experiments.topology")]
 
 

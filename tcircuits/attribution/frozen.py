@@ -41,6 +41,9 @@ from tcircuits.transcoders.config import TranscoderConfig
 from tcircuits.transcoders.dictionary import Transcoders, pair
 from tcircuits.types import Array, Bool, Float, InputError, Int
 
+SITES = ("z", "mlp_in", "mlp_raw", "mlp_out", "resid_post", "final_norm")
+"""What is recorded of every forward pass."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -277,41 +280,31 @@ def _freeze(
     lean: bool,
     spread: Spread | None,
 ) -> Frozen:
-    params, apart = jax.tree.map(wide, params), tokens if spread is None else spread(tokens, 0)
+    params = jax.tree.map(wide, params)
     middle = "resid_pre" if cfg.parallel else "resid_mid"
-    seen = "q" if lean else "pattern"
-    wanted = ("resid_pre", middle, seen, "z", "mlp_in", "mlp_raw", "mlp_out", "resid_post", "final_norm")
-    out, (keys, values), _ = forward_one(cfg, params, apart, sites=tuple(dict.fromkeys(wanted)), depth=depth)
-    if spread is not None:
-        out, keys, values = _together(spread, out), spread.together(keys, 2), spread.together(values, 2)
+    wanted = ("resid_pre", middle, "q" if lean else "pattern", *SITES)
+    out, keys, values = _passed(cfg, params, tokens, tuple(dict.fromkeys(wanted)), depth, spread)
     resid, whole = out.acts["resid_post"][-1], partial(_empty_above, cfg.n_layers)
     acts = {site: x if site == "final_norm" else whole(x) for site, x in out.acts.items()}
     pattern = _scores(cfg, acts["q"], whole(keys)) if lean else wide(acts["pattern"])
     hold = _held(cfg, acts, pattern, params, resid)
     slots, covered = (jnp.asarray(x) for x in coverage(d.cfg))
     unit = jnp.ones((cfg.n_layers, tokens.shape[0]), resid.dtype)
-    post = unit if hold.norm2_post is None else hold.norm2_post
-    norm2 = unit if hold.norm2 is None else hold.norm2
+    post, norm2 = (unit if x is None else x for x in (hold.norm2_post, hold.norm2))
     reads = {
         "resid_mid": acts[middle],
         "normalized": jax.vmap(lambda x, s: _bare(cfg, params, s, x))(acts[middle], norm2),
         "mlp_in": acts["mlp_in"],
     }
-    encoded = reads if spread is None else {site: spread(x, 1) for site, x in reads.items()}
-    by_layer = (params.blocks, slots, covered, encoded, post)
     drop = lean and d.cfg.fill == "error"
-    found = _first_layers(lambda x: features_and_sum(cfg, d, n_slots, drop, spread, x), depth, by_layer)
-    if spread is not None:
-        neurons = 2 if d.cfg.kind == "neurons" else None
-        found = jax.tree.map(lambda x: spread.together(x, neurons if x.ndim == 3 else None), found)
-    features, total = jax.tree.map(whole, found)
-    index, value, factor, valid, n_active, decoder = features
+    found = _encoded(cfg, d, n_slots, drop, depth, spread, (params.blocks, slots, covered, reads, post))
+    (index, value, factor, valid, n_active, decoder), total = jax.tree.map(whole, found)
     if d.cfg.kind == "clt":
         decoder = None if lean else cross_layer_rows(d, index)
         total = reconstruction(d, decoder, index, value)
     keep = jnp.ones(tokens.shape[0], resid.dtype).at[0].set(1.0 - jnp.asarray(origin, resid.dtype))
-    written = acts[d.cfg.writes]
-    error, outside = _errors(cfg, params, d, total, reads[d.cfg.reads], written, (slots, covered, post), keep)
+    written, places = acts[d.cfg.writes], (slots, covered, post)
+    error, outside = _errors(cfg, params, d, total, reads[d.cfg.reads], written, places, keep)
     error = jnp.where((jnp.arange(cfg.n_layers) < depth)[:, None, None], error, 0.0)
     value, factor, valid = value * keep[:, None], factor * keep[:, None], valid & (keep[:, None] > 0)
     n_active = jnp.where(keep > 0, n_active, 0)
@@ -338,10 +331,31 @@ def _freeze(
     )
 
 
-def _together(spread: Spread, out: Output) -> Output:
-    """A forward pass with all positions on every device; heads and the vocabulary stay over "model"."""
+def _passed(
+    cfg: ModelConfig, params: Params, tokens: Array, sites: tuple[str, ...], depth: int, spread: Spread | None
+) -> tuple[Output, Array, Array]:
+    """The forward pass, keys and values, with all positions on every device; heads and vocabulary stay over "model"."""
+    apart = tokens if spread is None else spread(tokens, 0)
+    out, (keys, values), _ = forward_one(cfg, params, apart, sites=sites, depth=depth)
+    if spread is None:
+        return out, keys, values
     axes = {"pattern": 1, "q": 2, "z": 2}
-    return Output(spread.together(out.logits, 1), {k: spread.together(x, axes.get(k)) for k, x in out.acts.items()})
+    acts = {site: spread.together(x, axes.get(site)) for site, x in out.acts.items()}
+    return Output(spread.together(out.logits, 1), acts), spread.together(keys, 2), spread.together(values, 2)
+
+
+def _encoded(
+    cfg: ModelConfig, d: Transcoders, n_slots: int, drop: bool, depth: int, spread: Spread | None, by_layer: Any
+) -> Any:
+    """Slots and sums of the layers that are run, with all positions on every device; neurons stay over "model"."""
+    blocks, slots, covered, reads, post = by_layer
+    apart = reads if spread is None else {site: spread(x, 1) for site, x in reads.items()}
+    one = partial(features_and_sum, cfg, d, n_slots, drop, spread)
+    found = _first_layers(one, depth, (blocks, slots, covered, apart, post))
+    if spread is None:
+        return found
+    neurons = 2 if d.cfg.kind == "neurons" else None
+    return jax.tree.map(lambda x: spread.together(x, neurons if x.ndim == 3 else None), found)
 
 
 def _scores(cfg: ModelConfig, q: Float[Array, "L T H K"], k: Float[Array, "L T G K"]) -> Scores:
