@@ -40,7 +40,7 @@ def edge_effects(
     at_once: int = 16,
     batch: int = 16,
 ) -> tuple[Float[np.ndarray, "E N"], Float[np.ndarray, " N"]]:
-    """The metric of each prompt with one edge patched, and with none.
+    """The metric of each prompt (logits or probability, `Behaviour.metric`) with one edge patched, and with none.
 
     Args:
         model: from `load_model`.

@@ -152,12 +152,13 @@ def softmax_by(x: Float[Array, "E h"], group: Array, live: Float[Array, " E"], n
 
 @dataclass(frozen=True)
 class Membership:
-    """A trained network: its settings, weights, and the scale of effects that it was trained with."""
+    """A trained network: its settings, weights, and the scales of effects, of sets and of edges, that it has."""
 
     how: Training
     weights: Any
     scale: float
     losses: Float[np.ndarray, " steps"]
+    edge_scale: float = 1.0
 
 
 def fit(samples: Sequence[Sample], how: Training = Training(), *, begun: Any = None) -> Membership:
@@ -169,15 +170,16 @@ def fit(samples: Sequence[Sample], how: Training = Training(), *, begun: Any = N
     counts = [int(np.isfinite(s.effect).sum()) for s in samples]
     if not samples or min(counts) < 2:
         raise InputError(f"samples have {counts} measured sets: give at least one sample, each with two or more")
-    scale = _scale([s.effect for s in samples])
+    scale, edge_scale = _scale([s.effect for s in samples]), 1.0
     if how.edges:
-        samples = _in_scale(samples)
+        edge_scale = _edge_scale(samples)
+        samples = [_in_scale(s, edge_scale) for s in samples]
     data = jax.tree.map(jnp.asarray, padded(samples))
     first = jax.tree.map(lambda x: x[0], data)
     weights = _begun(replace(how, seed=0), jax.random.key(how.seed), first) if begun is None else begun
     run, same = _reptile if how.inner else joint_program, replace(how, seed=0)  # one program for all seeds
     weights, losses = run(same, len(samples), scale, weights, data, jax.random.key(how.seed + 1))
-    return Membership(how, weights, scale, np.asarray(losses))
+    return Membership(how, weights, scale, np.asarray(losses), edge_scale)
 
 
 def _scale(effects: Sequence[Float[np.ndarray, " n"]]) -> float:
@@ -185,13 +187,17 @@ def _scale(effects: Sequence[Float[np.ndarray, " n"]]) -> float:
     return float(np.median(np.concatenate([np.abs(x[np.isfinite(x)]) for x in effects]))) or 1e-3
 
 
-def _in_scale(samples: Sequence[Sample]) -> list[Sample]:
-    """Effects of edges as parts of their median size."""
+def _edge_scale(samples: Sequence[Sample]) -> float:
+    """The same of edges."""
     effects = [np.zeros(0) if s.edge_effect is None else s.edge_effect for s in samples]
     if not all(np.isfinite(x).any() for x in effects):
         raise InputError("edges have a head, and a sample has no measured edge: give `edges` to `sample_of`")
-    scale = _scale(effects)
-    return [replace(s, edge_effect=x / scale) for s, x in zip(samples, effects, strict=True)]
+    return _scale(effects)
+
+
+def _in_scale(s: Sample, scale: float) -> Sample:
+    """A sample with effects of edges as parts of `scale`."""
+    return s if s.edge_effect is None else replace(s, edge_effect=s.edge_effect / scale)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -200,11 +206,12 @@ def _begun(how: Training, key: Array, s: Sample) -> Any:
 
 
 def adapted(m: Membership, sample: Sample, steps: int = 50) -> Membership:
-    """The network after a few steps on the measured sets of one more sample."""
-    how = replace(m.how, steps=steps, inner=0)
-    data = jax.tree.map(lambda x: jnp.asarray(x)[None], sample)
+    """The network after a few steps on what was measured of one more sample: sets, and edges if there are some."""
+    measured = sample.edge_effect is not None and bool(np.isfinite(sample.edge_effect).any())
+    how = replace(m.how, steps=steps, inner=0, edges=m.how.edges if measured else 0.0)
+    data = jax.tree.map(lambda x: jnp.asarray(x)[None], _in_scale(sample, m.edge_scale))
     weights, losses = joint_program(replace(how, seed=0), 1, m.scale, m.weights, data, jax.random.key(how.seed + 1))
-    return Membership(m.how, weights, m.scale, np.asarray(losses))
+    return Membership(m.how, weights, m.scale, np.asarray(losses), m.edge_scale)
 
 
 def predict(m: Membership, sample: Sample) -> Float[np.ndarray, " n"]:

@@ -193,6 +193,7 @@ def _place(group: Int[np.ndarray, " E"], value: Float[np.ndarray, " E"]) -> Int[
 def padded(samples: Sequence[Sample]) -> Sample:
     """Samples of one size, stacked: [S, n, ...]. Padding edges join the last node to itself."""
     n, e = max(len(s.node) for s in samples), max(len(s.source) for s in samples)
+    told = all(s.cue is not None for s in samples)  # of edges: what some do not have, none keeps
 
     def fill(x: np.ndarray, size: int, value: Any) -> np.ndarray:
         return np.concatenate([x, np.full((size - len(x), *x.shape[1:]), value, x.dtype)])
@@ -202,7 +203,7 @@ def padded(samples: Sequence[Sample]) -> Sample:
         edges = {name: fill(getattr(s, name), e, ends.get(name, 0)) for name in ("edge", "source", "target", "live")}
         nodes = {name: fill(getattr(s, name), n, np.nan if name == "effect" else 0) for name in ("node", "effect")}
         more = {"family": fill(s.family, n, -1), "real": fill(s.real, n, 0)}
-        if s.cue is not None and s.edge_effect is not None:
+        if told and s.cue is not None and s.edge_effect is not None:
             more |= {"cue": fill(s.cue, e, 0), "edge_effect": fill(s.edge_effect, e, np.nan)}
         return Sample(**nodes, **edges, **more)
 
