@@ -187,7 +187,7 @@ def _circuit(row: dict[str, Any]) -> dict[str, Any]:
     told = _about(row) | {"accuracy": row["accuracy"], "kept": row.get("kept"), "of": row["units"]}
     if row["refused"]:
         return told | dict.fromkeys(
-            ("edges", "evaluations", "F", "phi", "A_ok", "A_err", "random F", "random phi", "ig F")
+            ("edges", "evaluations", "F", "phi", "A_ok", "A_err", "random F", "random phi", "ig F", "follows")
         )
     figures = {"F": row["faithfulness"]["value"], "phi": row["phi"]["value"]}
     figures |= {name: (row[key]["share"] or {}).get("value") for name, key in (("A_ok", "a_ok"), ("A_err", "a_err"))}
