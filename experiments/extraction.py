@@ -107,11 +107,18 @@ def case(model: str, task: str, mode: Mode, share: float, budget: int, random: i
         seconds["validate"] = time.perf_counter() - start
         moved = tc.interchange(loaded, behaviour, units, found.circuit.mask, dictionary=d, random=random, seed=seed)
     except InputError as problem:
-        return about | {"refused": str(problem)}
+        return about | {"refused": str(problem), "own": _own(loaded, behaviour, units, d)}
     seconds |= found.seconds
     about |= {"refused": None, "seconds": seconds, "total": sum(seconds.values())}
     about |= {"reading": _reading(loaded, d, behaviour, units, found), "interchange": _moved(moved)}
     return about | _extracted(found) | _reported(report)
+
+
+def _own(model: tc.Model, behaviour: tc.Behaviour, units: Units, d: tc.Transcoders) -> dict[str, Any]:
+    """The model's own choices, where no circuit can be measured by the answers: do they need any unit?"""
+    runs = tc.run_circuits(model, behaviour, np.zeros((1, units.n), bool), units, dictionary=d)
+    same = runs.circuits.choice[0] == runs.model.choice
+    return {"prompts": len(same), "choices": len(np.unique(runs.model.choice)), "nothing_agrees": float(same.mean())}
 
 
 def _moved(found: Interchange) -> dict[str, Any]:

@@ -29,7 +29,41 @@ def circuit_rows() -> list[Row]:
         what = f"circuits on prompts of `tiny` a second, {b['n']:,} units ({b['units']})"
         text = f"{b['together']:,.0f} together, {b['single']:,.0f} one at a time: {b['ratio']:.0f}x"
         rows.append((what, text, "experiments.bench.circuits"))
-    return [*rows, *rival_rows(), *edge_rows(), *patched_rows(), *addition_rows(), *known_rows(), *error_rows()]
+    return [
+        *rows,
+        *five_rows(),
+        *rival_rows(),
+        *edge_rows(),
+        *patched_rows(),
+        *addition_rows(),
+        *known_rows(),
+        *error_rows(),
+    ]
+
+
+FIVE = {"": "", "mean": " --ablation mean", "smollm2_edges": " --suite smollm2-edges"}
+
+
+def five_rows() -> list[Row]:
+    """Circuits of 5 % of the edges, by every method; under resampling and mean ablation."""
+    rows: list[Row] = []
+    for variant, options in FIVE.items():
+        for c in read("circuit_baselines" + (variant and f"_{variant}"))["figures"]["cases"]:
+            first, nulls = c["rows"][0], c["nulls_five"]
+            if first["units"] != "edge":
+                continue
+            what = f"`{first['model']}`, {first['task'].replace('_', '-')}, "
+            what += f"{'mean ablation' if variant == 'mean' else 'resampling'}: 5 % of the edges "
+            what += f"({first['five']['kept']:,} of {first['of']:,}), faithfulness and A_ok"
+            parts = (f"{r['method']} {_pair(r['five'])}" for r in c["rows"] if r["method"] != "random")
+            text = f"{', '.join(parts)}; nothing: phi {nulls['nothing_phi']:.2f}; 95th percentile of random: "
+            text += f"{nulls['random_faithfulness_95']:.2f}, phi {nulls['random_phi_95']:.2f}"
+            rows.append((what, text, f"experiments.circuit_baselines{options}"))
+    return rows
+
+
+def _pair(circuit: dict[str, Any]) -> str:
+    return f"{circuit['faithfulness']['value']:.2f} / {circuit['a_ok']['share']['value']:.2f}"
 
 
 def edge_rows() -> list[Row]:

@@ -188,19 +188,26 @@ def _stages() -> Row:
 def extracted_rows() -> list[Row]:
     """What extraction takes and finds."""
     rows: list[Row] = []
-    for suite in ("", "smollm2"):
+    for suite in ("", "smollm2", "benchmarks"):
         found = read("_".join(filter(None, ("extraction", suite))))["figures"]["rows"]
-        rows += [_extracted(r, suite) for r in found if not r["refused"]]
+        rows += [_extracted(r, suite) for r in found if not r["refused"] or "own" in r]
     return rows
 
 
 def _extracted(r: dict[str, Any], suite: str) -> Row:
+    tree = "" if r["mode"] == "sound" else f", {r['mode']} tree"
+    gate = "" if r["passes"] else f" ({100 * r['accuracy']:.0f} % right: below the gate)"
+    what = f"`tc.extract`, `{r['model']}`, {r['task']}{gate}{tree}: "
+    command = "experiments.extraction" + (f" --suite {suite}" if suite else "")
+    if r["refused"]:
+        own = r["own"]
+        text = "no circuit: with every unit ablated its likeliest token stays the same in "
+        return what + "refused", f"{text}{100 * own['nothing_agrees']:.0f} % of {own['prompts']} prompts", command
     f, phi, n = r["faithfulness"], r["phi"], r["nulls"]
     found = f"{r['total']:.0f} s with loading, compiling and test; F {f['value']:.2f} [{f['low']:.2f}, {f['high']:.2f}]"
     found += f", phi {phi['value']:.2f}; random {n['faithfulness_95']:.2f}, {n['phi_95']:.2f}"
     found += f"; the best by ig F {r['baselines']['ig']['value']:.2f}"
-    size = f"{r['kept']} of {r['units']:,} units, {r['evaluations']} evaluations"
-    tree = "" if r["mode"] == "sound" else f", {r['mode']} tree"
-    gate = "" if r["passes"] else f" ({100 * r['accuracy']:.0f} % right: below the gate)"
-    what = f"`tc.extract`, `{r['model']}`, {r['task']}{gate}{tree}: {size}"
-    return what, found, "experiments.extraction" + (f" --suite {suite}" if suite else "")
+    if not r["passes"]:
+        err = r["a_err"]["share"]
+        found += f"; the model's own choice where it is wrong {err['value']:.2f}" if err else ""
+    return what + f"{r['kept']} of {r['units']:,} units, {r['evaluations']} evaluations", found, command
