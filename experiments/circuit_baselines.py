@@ -3,11 +3,14 @@
     python -m experiments.circuit_baselines
     python -m experiments.circuit_baselines --ablation mean
     python -m experiments.circuit_baselines --suite mod113
+    python -m experiments.circuit_baselines --suite positions
+    python -m experiments.circuit_baselines --suite mod113
     python -m experiments.circuit_baselines --suite smollm2
 
-The third is of the models of addition modulo 113 (`experiments.algorithmic`) in place of `tiny`, with a table over the
-models; the fourth of IOI on SmolLM2-135M, its heads and MLPs, with fewer prompts and without what runs every unit alone
-(`smollm2-edges`: its 70,651 edges, with fewer still). Their results are `circuit_baselines_mean.json` and so on.
+`positions` has units apart by position, counted from the end, without running each alone. `mod113` is of the models of
+addition modulo 113 (`experiments.algorithmic`) in place of `tiny`, with a table over the models; `smollm2` of IOI on
+SmolLM2-135M, its heads and MLPs, with fewer prompts and without what runs every unit alone (`smollm2-edges`: its 70,651
+edges, with fewer still). Their results are `circuit_baselines_mean.json` and so on.
 
 For each task and kind of units, all on the package's own harness: units are scored on the attribution split by every
 method, circuits of growing size run on the report split. CMD, CPR (by score, as published), areas of accuracy and KL;
@@ -44,11 +47,15 @@ from tcircuits.tasks.gate import LEAST
 
 @dataclass(frozen=True)
 class Basis:
-    """Kinds of units, joined by commas; the dictionary of features (`own`: the model's own), what errors are."""
+    """Kinds of units, joined by commas; the dictionary of features (`own`: the model's own), what errors are.
+
+    With `positions` units are apart by position.
+    """
 
     units: str
     transcoders: str = "neurons"
     errors: Errors = "keep"
+    positions: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,13 @@ SUITES = {
         ("addition",),
         (Basis(FEATURES), Basis(FEATURES, "own"), Basis(FEATURES, "own", "ablate"), Basis("edge")),
     ),
+    "positions": Suite(
+        ("tiny",),
+        ("ioi", "greater_than", "agreement", "induction"),
+        (Basis(FEATURES, positions=True), Basis(FEATURES, "tiny-transcoders", positions=True)),
+        (("attribution", 32), ("selection", 16), ("report", 64)),
+        ("exact",),
+    ),
     "smollm2": _smollm2("head,mlp", 32),
     "smollm2-edges": _smollm2("edge", 16, "ig"),  # by masks: 70,651 gradients a point, each through every writer's gap
 }
@@ -90,7 +104,7 @@ SUITES = {
 class Config:
     """What to compare."""
 
-    suite: Literal["", "mod113", "smollm2", "smollm2-edges"] = ""
+    suite: Literal["", "positions", "mod113", "smollm2", "smollm2-edges"] = ""
     """Models, tasks and kinds of units of `SUITES`, in place of the next four."""
     model: str = "tiny"
     """A built-in name, a folder, or a hub id."""
@@ -124,8 +138,9 @@ def case(cfg: Config, suite: Suite, model: tc.Model, task: str, basis: Basis) ->
     behaviour, kinds = tc.make_behaviour(model, task, sizes=dict(suite.sizes), seed=cfg.seed), basis.units
     name = own_set(model.name) if basis.transcoders == "own" else basis.transcoders
     d = tc.load_transcoders(name, model=model) if "feature" in kinds else None
-    edges = kinds == "edge"
-    units = tc.edges_of(model.cfg) if edges else tc.units_of(model.cfg, kinds.split(","), None if d is None else d.cfg)
+    edges, places = kinds == "edge", behaviour.length if basis.positions else None
+    of = None if d is None else d.cfg
+    units = tc.edges_of(model.cfg) if edges else tc.units_of(model.cfg, kinds.split(","), of, places)
     how: Any = {"dictionary": d, "ablation": cfg.ablation, "errors": basis.errors}
     published = edges and cfg.ablation == "resample"
     methods = [m for m in cfg.methods if (published or m != "eap-ig") and m not in suite.without]
@@ -143,12 +158,13 @@ def case(cfg: Config, suite: Suite, model: tc.Model, task: str, basis: Basis) ->
     metrics.check_range(full.metric, none)
     f = metrics.faithfulness(runs.circuits.metric, full.metric, none)
     exact = scores["exact"].values if "exact" in scores else None
-    what = {"model": model.name, "task": task, "units": kinds}
+    what = {"model": model.name, "task": task, "units": kinds, "positions": places}
     what |= {} if d is None else {"transcoders": basis.transcoders, "errors": basis.errors}
     rows = []
     for i, (method, s) in enumerate(scores.items()):
         at = i * (len(counts) + 1)
         about: dict[str, Any] = what | {"method": method, "of": units.n, "kept": circuit.size}
+        about["scored"] = int(np.count_nonzero(s.values))
         about["pearson_with_exact"] = None if exact is None else _pearson(s.values, exact)
         about |= {"forwards": s.forwards, "backwards": s.backwards, "seconds": s.seconds}
         about["jaccard"] = _jaccard(s, circuit.size)

@@ -83,10 +83,10 @@ class BehaviourGraph:
         return csr_array((values, (self.source, self.target)), shape=(self.n, self.n))
 
     def label(self, node: int) -> str:
-        """How a node is written: `feature 0/417`, `head 1.3`, `error 2`, `token 95`, `output`; `@5` for a position."""
+        """How a node is written: `feature 0/417`, `head 1.3`, `error 2`, `token 95`, `output`; `@-1`: at the last."""
         kind, layer, index, position = (int(x) for x in self.nodes[node])
         names = (f"token {index}", f"error {layer}", f"feature {layer}/{index}", f"head {layer}.{index}", "output")
-        return names[kind] if position < 0 else f"{names[kind]}@{position}"
+        return names[kind] if position < 0 else f"{names[kind]}@{position - (self.units.positions or 0)}"
 
     def with_edges(self, keep: Bool[np.ndarray, " E"]) -> "BehaviourGraph":
         """Only these edges; the size of the others is lost to their targets."""

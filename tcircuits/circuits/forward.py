@@ -96,7 +96,7 @@ def run(
         units: the kinds that are recorded and masked (static).
         tokens: padded on the left where `valid` is False.
         valid: which are tokens.
-        mask: by kind, in `units.shapes`; None changes nothing.
+        mask: by kind, in `units.shapes` (of its positions the last T count); None changes nothing.
         reference: what masked units are worth.
         clean: of the model's own run on this sequence; for `errors="clean"`.
         errors: see the module's docstring (static).
@@ -104,6 +104,8 @@ def run(
     positions = jnp.maximum(jnp.cumsum(valid) - 1, 0)
     view, rope = View(positions, positions, valid), rope_tables(cfg, positions, params.embed.dtype)
     x = embed(cfg, params, tokens, positions)
+    if mask is not None and units.positions is not None:
+        mask = {kind: m[..., units.positions - len(tokens) :] for kind, m in mask.items()}
     whole = [kind for kind in units.kinds if kind in SITE]
     hook = (
         None if "feature" not in units.kinds else _hook(cfg, params, d, units, mask, reference, clean, errors, tokens)

@@ -55,7 +55,7 @@ def build_graph(
         model: from `load_model`.
         behaviour: its prompts.
         units: what circuits are made of: features, and heads if they are to be nodes. With positions nodes are apart by
-            position, which needs prompts of one length.
+            position, counted so that the last position of every prompt is one.
         dictionary: whose features they are.
         method: of the nodes' importance (`unit_scores`).
         ablation: of the importance.
@@ -136,7 +136,8 @@ class Sums:
         self.n, self.pairs, self.values = 0, np.zeros((2, 0), np.int64), np.zeros((3, 0))
         self.lost_at, self.lost = np.zeros((1, 0), np.int64), np.zeros((1, 0))
         cfg = model.cfg
-        self.sizes = (len(NODE_KINDS), cfg.n_layers + 1, max(units.d_feature, cfg.d_vocab, cfg.n_heads), cfg.n_ctx + 1)
+        longest = max(cfg.n_ctx, units.positions or 0)
+        self.sizes = (len(NODE_KINDS), cfg.n_layers + 1, max(units.d_feature, cfg.d_vocab, cfg.n_heads), longest + 1)
 
     def keys(self, kind: Any, layer: Any, index: Any, position: Any) -> Int[np.ndarray, " n"]:
         """Nodes as numbers; positions are left out where they are pooled."""
@@ -147,15 +148,16 @@ class Sums:
     def add(self, graph: Graph, heads: Float[np.ndarray, "N L H"] | None) -> None:
         """Add one prompt's edges."""
         L, T, f = graph.n_layers, len(graph.tokens), graph.features
-        feature = self.keys(FEATURE, f[:, 0], f[:, 2], f[:, 1])
-        error = self.keys(ERROR, np.repeat(np.arange(L), T), 0, np.tile(np.arange(T), L))
-        columns = np.concatenate([feature, error, self.keys(TOKEN, 0, graph.tokens, np.arange(T))])
-        rows = np.concatenate([feature, self.keys(OUTPUT, L, 0, T - 1)])
+        place = (self.units.positions or T) - T + np.arange(T)  # of each position, the last one's being the same
+        feature = self.keys(FEATURE, f[:, 0], f[:, 2], place[f[:, 1]])
+        error = self.keys(ERROR, np.repeat(np.arange(L), T), 0, np.tile(place, L))
+        columns = np.concatenate([feature, error, self.keys(TOKEN, 0, graph.tokens, place)])
+        rows = np.concatenate([feature, self.keys(OUTPUT, L, 0, place[-1])])
         pairs, weight = np.stack([columns[graph.source], rows[graph.edge_row]]), graph.weight.astype(float)
         if heads is not None:
             row, layer, head = np.nonzero(heads)
             # one node a head: what it adds at different positions is summed unless positions are apart
-            at = np.append(f[:, 1], T - 1)[row]
+            at = place[np.append(f[:, 1], T - 1)[row]]
             pairs = np.concatenate([pairs, np.stack([self.keys(HEAD, layer, head, at), rows[row]])], 1)
             weight = np.append(weight, heads[row, layer, head])
         pairs, (weight,) = summed(pairs, weight[None])

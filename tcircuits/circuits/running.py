@@ -100,8 +100,8 @@ def run_circuits(
         batch: prompts that run together.
 
     Raises:
-        InputError: masks of another size, units of another model, an unknown ablation, positions that prompts of
-            unequal length do not have.
+        InputError: masks of another size, units of another model, an unknown ablation, units of fewer positions than
+            a prompt has.
     """
     masks = np.asarray(masks, np.float32)
     setting = check(model, behaviour, units, dictionary, ablation, errors, split)
@@ -157,10 +157,10 @@ def check(
         wrong.append(
             f"prompts of {p.clean.shape[1]} tokens do not fit the model's {cfg.n_ctx}, or leave its vocabulary"
         )
-    if units.positions is not None and (p.padding.any() or units.positions != p.clean.shape[1]):
+    if units.positions is not None and units.positions < p.clean.shape[1]:
         wrong.append(
-            f"units at {units.positions} positions need prompts of exactly that length, these have "
-            f"{p.clean.shape[1] - int(p.padding.max())}..{p.clean.shape[1]}: pool positions, or choose one template"
+            f"units have numbers for {units.positions} positions, the longest prompt has {p.clean.shape[1]}: give "
+            f"units_of(..., positions={behaviour.length}), or none to pool positions"
         )
     if wrong:
         raise InputError("these circuits cannot be run: " + "; ".join(wrong))

@@ -219,7 +219,7 @@ def _sizes(
 
 
 def _pooled(units: Units, kind: str, values: Values, valid: Array) -> Float[Array, "L n P"]:
-    """Norms of heads and sublayers, sizes of features: [L, n, positions or 1]."""
+    """Norms of heads and sublayers, sizes of features: [L, n, positions or 1]; 0 where a prompt has none."""
     match kind:
         case "head":
             assert values.z is not None
@@ -234,4 +234,6 @@ def _pooled(units: Units, kind: str, values: Values, valid: Array) -> Float[Arra
             assert values.feature is not None
             size = jnp.abs(values.feature)
     by_unit = jnp.swapaxes(size, 1, 2)  # [L, n, T]
-    return by_unit if units.positions else jnp.sum(by_unit * valid, -1, keepdims=True) / jnp.sum(valid)
+    if units.positions is None:
+        return jnp.sum(by_unit * valid, -1, keepdims=True) / jnp.sum(valid)
+    return jnp.pad(by_unit * valid, ((0, 0), (0, 0), (units.positions - len(valid), 0)))

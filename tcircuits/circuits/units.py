@@ -30,7 +30,8 @@ class Units:
         n_layers, n_heads: of the model.
         layers: of the model, those that have a dictionary (empty without one).
         d_feature: features of each.
-        positions: how many positions each unit has a number for; None pools them.
+        positions: how many positions each unit has a number for, the last of them the prompt's last; prompts may be
+            shorter. None pools them.
     """
 
     kinds: tuple[str, ...]
@@ -71,15 +72,16 @@ class Units:
         return found
 
     def groups(self) -> np.ndarray:
-        """Kind and layer of each unit as one number [U]: what random circuits are matched in."""
+        """Kind, layer and position of each unit as one number [U]: what random circuits are matched in."""
         found, number = [], 0
-        for shape in self.shapes.values():
-            found.append(np.repeat(np.arange(number, number + shape[0]), int(np.prod(shape[1:]))))
-            number += shape[0]
+        for layers, n, positions in self.shapes.values():
+            own = number + np.arange(layers * positions).reshape(layers, 1, positions)
+            found.append(np.broadcast_to(own, (layers, n, positions)).ravel())
+            number += layers * positions
         return np.concatenate(found)
 
     def where(self, unit: int) -> tuple[str, int, int, int | None]:
-        """Kind, layer of the model, head or feature, and position (None: pooled) of a unit.
+        """Kind, layer of the model, head or feature, and position (None: pooled; `positions` - 1: the last) of a unit.
 
         Raises:
             InputError: no such unit.
@@ -92,10 +94,10 @@ class Units:
         return kind, int(layer), int(index), None if self.positions is None else int(position)
 
     def label(self, unit: int) -> str:
-        """How a unit is written: `head 1.3`, `mlp 2`, `feature 0/417`, with `@5` for a position."""
+        """How a unit is written: `head 1.3`, `mlp 2`, `feature 0/417`, with `@-1` for the last position."""
         kind, layer, index, position = self.where(unit)
         name = {"head": f"head {layer}.{index}", "feature": f"feature {layer}/{index}"}.get(kind, f"{kind} {layer}")
-        return name if position is None else f"{name}@{position}"
+        return name if position is None or self.positions is None else f"{name}@{position - self.positions}"
 
 
 def units_of(

@@ -36,6 +36,8 @@ class Discover:
     """The dictionary of `feature` units; default: the model's own set, or its neurons."""
     choose: Repeated = ()
     """What the files of transcoders leave open, NAME=VALUE (repeatable)."""
+    positions: bool = False
+    """Units are apart by position, counted from the prompt's end, instead of pooled over positions."""
     method: Literal["gradient", "relp", "ig", "eap-ig", "topk", "pruning", "exact", "activation", "random"] = "ig"
     """How units are scored; topk and pruning learn masks."""
     size: int | None = None
@@ -63,6 +65,8 @@ def discover(cfg: Discover) -> None:
 
     if cfg.task not in TASKS:
         raise InputError(f"task {cfg.task!r} is unknown; there are {', '.join(TASKS)}")
+    if cfg.positions and cfg.units == "edge":
+        raise InputError("edges are pooled over positions: leave --positions out, or give other --units")
     check_folder(cfg.out, "--out")
     if cfg.out.is_dir() and any(cfg.out.iterdir()):
         raise InputError(f"--out {cfg.out} is not empty; give a new folder")
@@ -78,7 +82,8 @@ def discover(cfg: Discover) -> None:
     name = cfg.transcoders or usual_set(cfg.model)
     d = tc.load_transcoders(name, model=model, **choices) if "feature" in kinds else None
     single = kinds == ("edge",)
-    units = tc.edges_of(model.cfg) if single else tc.units_of(model.cfg, kinds, None if d is None else d.cfg)
+    at, dcfg = behaviour.length if cfg.positions else None, None if d is None else d.cfg
+    units = tc.edges_of(model.cfg) if single else tc.units_of(model.cfg, kinds, dcfg, positions=at)
     circuit, scores, choice = tc.discover(
         model,
         behaviour,

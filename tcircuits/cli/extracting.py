@@ -27,6 +27,8 @@ class Extract:
     """The dictionary; default: the model's own set, or its neurons."""
     choose: Repeated = ()
     """What the files of transcoders leave open, NAME=VALUE (repeatable)."""
+    positions: bool = False
+    """Units are apart by position, counted from the prompt's end, instead of pooled over positions."""
     budget: int = 250
     """Circuits run on all prompts of the attribution split, at most; scores and controls count."""
     share: float = 0.05
@@ -80,7 +82,7 @@ def extract(cfg: Extract) -> None:
     behaviour = tc.make_behaviour(model, cfg.task, sizes=sizes, seed=cfg.seed)
     name = cfg.transcoders or usual_set(cfg.model)
     d = tc.load_transcoders(name, model=model, **choices)
-    units = tc.units_of(model.cfg, ("head", "feature"), d.cfg)
+    units = tc.units_of(model.cfg, ("head", "feature"), d.cfg, behaviour.length if cfg.positions else None)
     stages = cfg.out / STAGES
     found = tc.extract(
         model, behaviour, units, dictionary=d, options=options, stages=stages, tell=None if cfg.json else _tell

@@ -92,6 +92,11 @@ class Behaviour:
     splits: Mapping[str, Prompts]
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def length(self) -> int:
+        """Tokens of the longest prompt of all splits."""
+        return max(p.clean.shape[1] for p in self.splits.values())
+
     def __getitem__(self, split: str) -> Prompts:
         """The prompts of a split.
 

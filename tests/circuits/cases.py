@@ -107,13 +107,17 @@ class Oracle:
         for layer in range(self.model.cfg.n_layers):
             for kind, site in (("head", "z"), ("attn", "attn_out"), ("mlp", "mlp_out")):
                 if kind in by_kind:
-                    m = by_kind[kind][layer].T  # [T or 1, heads or 1]
+                    m = by_kind[kind][layer].T[-len(tokens) :]  # [T or 1, heads or 1]
                     m = m[..., None] if kind == "head" else m
                     now = self.acts(tokens, values)[0][site][layer]
                     values[site, layer] = m * now + (1 - m) * reference[site][layer]
             if "feature" in by_kind and layer in d.cfg.layers:
                 slot, now = d.cfg.layers.index(layer), self.acts(tokens, values)[0]
-                x, real, m = jnp.asarray(now[d.cfg.reads][layer]), now[d.cfg.writes][layer], by_kind["feature"][slot].T
+                x, real, m = (
+                    jnp.asarray(now[d.cfg.reads][layer]),
+                    now[d.cfg.writes][layer],
+                    by_kind["feature"][slot].T[-len(tokens) :],
+                )
                 own.append(np.asarray(self.encode(layer, slot, x)))
                 mixed.append(m * own[-1] + (1 - m) * reference["feature"][slot])
                 wrote = [np.asarray(self.write(layer, slot, f[-1], x, self.sums(f, len(tokens)))) for f in (own, mixed)]

@@ -30,7 +30,6 @@ from .test_running import dictionary_of, sized
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 LENGTHS = {"attribution": (6, 6, 4), "selection": (5, 6), "report": (4, 6)}
-SAME = {"attribution": (6, 6), "selection": (6,), "report": (6,)}
 
 
 def direction_of(model, p, i):
@@ -57,10 +56,10 @@ def written_by_heads(model, d, tokens, graph, direction):
     return np.asarray(rows)
 
 
-@pytest.mark.parametrize("positions", [None, 6])
+@pytest.mark.parametrize("positions", [None, 7])
 def test_edges_are_means_over_prompts(positions, x64):
     model = sized("gpt2")
-    d, behaviour = dictionary_of(model, "plt-relu"), random_behaviour(model, lengths=SAME if positions else LENGTHS)
+    d, behaviour = dictionary_of(model, "plt-relu"), random_behaviour(model, lengths=LENGTHS)
     units, p = units_of(model.cfg, ("head", "feature"), d.cfg, positions), behaviour["attribution"]
     g = build_graph(model, behaviour, units, dictionary=d, max_features=8, batch=2)
     weight, signed, count, lost = (defaultdict(float) for _ in range(4))
@@ -68,8 +67,9 @@ def test_edges_are_means_over_prompts(positions, x64):
         tokens = p.clean[i][p.padding[i] :]
         direction = direction_of(model, p, i)
         (graph,) = tc.attribute_batch(model, d, [tokens], targets=[tc.Direction(direction)], max_features=8)
-        at = (lambda t: int(t)) if positions else (lambda t: -1)
-        T, f = len(tokens), [(2, int(k), int(i), at(t)) for k, t, i in graph.features]
+        T = len(tokens)
+        at = (lambda t, T=T: int(t) + positions - T) if positions else (lambda t: -1)
+        f = [(2, int(k), int(i), at(t)) for k, t, i in graph.features]
         names = f + [(1, k, 0, at(t)) for k in range(2) for t in range(T)]
         names += [(0, 0, int(x), at(t)) for t, x in enumerate(tokens)] + [(4, 2, 0, at(T - 1))]
         dense, mine, missing = graph.dense(), defaultdict(float), defaultdict(float)

@@ -103,17 +103,21 @@ def test_figures_do_not_depend_on_batches():
     np.testing.assert_array_equal(one.circuits.choice, many.circuits.choice)
 
 
-def test_a_unit_at_one_position_changes_that_position_alone(x64):
+@pytest.mark.parametrize("kinds", [("mlp",), ("head", "feature")])
+@pytest.mark.parametrize("positions", [6, 8])
+def test_a_unit_at_one_position_changes_that_position_alone(kinds, positions, x64):
     model = sized("gpt2")
-    behaviour = random_behaviour(model, lengths={"attribution": (6,), "selection": (6,), "report": (6, 6)})
-    units = units_of(model.cfg, ("mlp",), positions=6)
+    behaviour = random_behaviour(model, lengths={"attribution": (6,), "selection": (6,), "report": (6, 3, 6)})
+    d = dictionary_of(model, "plt-relu") if "feature" in kinds else None
+    units = units_of(model.cfg, kinds, None if d is None else d.cfg, positions=positions)
     mask = np.ones(units.n)
-    mask[[u for u in range(units.n) if units.where(u)[3] == 4]] = 0
-    runs = run_circuits(model, behaviour, mask[None], units)
-    p, oracle = behaviour["report"], Oracle(model, None)
+    mask[[u for u in range(units.n) if units.label(u).endswith("@-2")]] = 0
+    runs = run_circuits(model, behaviour, mask[None], units, dictionary=d)
+    p, oracle = behaviour["report"], Oracle(model, d)
     for i in range(p.n):
-        clean, reference = oracle.worth(p.clean[i]), oracle.worth(p.other[i])
-        logits = oracle.masked(units, mask, p.clean[i], reference, clean, "keep")
+        tokens, other = p.clean[i][p.padding[i] :], p.other[i][p.padding[i] :]
+        clean, reference = oracle.worth(tokens), oracle.worth(other)
+        logits = oracle.masked(units, mask, tokens, reference, clean, "keep")
         expected = metric_of(behaviour.metric, logits, p.right[i], p.wrong[i])
         np.testing.assert_allclose(runs.circuits.metric[0, i], expected, rtol=0, atol=2e-6)
 
@@ -129,7 +133,7 @@ def test_what_cannot_be_run_is_refused():
         ({"errors": "drop"}, "errors 'drop' is unknown"),
         ({"split": "test"}, "split 'test' is unknown"),
         ({"units": units_of(replace(model.cfg, n_layers=3), ("head", "mlp"))}, "units are for 3 layers"),
-        ({"units": units_of(model.cfg, ("mlp",), positions=6)}, "pool positions"),
+        ({"units": units_of(model.cfg, ("mlp",), positions=5)}, "the longest prompt has 6.*positions=6"),
         ({"behaviour": replace(behaviour, model="other")}, "the tokens of 'other'"),
     ):
         given = {"behaviour": behaviour, "masks": good, "units": units} | change
@@ -152,12 +156,13 @@ def test_units_that_do_not_fit_are_refused_and_the_others_are_named():
     assert units.kinds == ("head", "feature")
     assert units.n == 2 * 2 * 3 + 2 * 24 * 3
     assert [units.label(u) for u in (0, 5, 12, 12 + 24 * 3 + 7)] == [
-        "head 0.0@0",
-        "head 0.1@2",
-        "feature 0/0@0",
-        "feature 1/2@1",
+        "head 0.0@-3",
+        "head 0.1@-1",
+        "feature 0/0@-3",
+        "feature 1/2@-2",
     ]
-    assert all(units.groups()[u] == i for i, u in enumerate((0, 6, 12, 12 + 72)))
+    places = [(*units.where(u)[:2], units.where(u)[3]) for u in range(units.n)]
+    assert len(set(zip(places, units.groups().tolist(), strict=True))) == len(set(places)) == 2 * 2 * 3
     with pytest.raises(InputError, match="outside"):
         units.where(units.n)
 
