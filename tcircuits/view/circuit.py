@@ -47,8 +47,8 @@ def remarks(report: Report) -> list[str]:
     found = [
         "phi: right answers as a share of the model's; A_ok and A_err: the model's own choice kept, where the model is "
         f"right and where it is wrong (told from {LEAST_ERRORS} errors on); KL in nats.",
-        "Random circuits with as many units in every kind and layer reach its faithfulness with p = "
-        f"{n.p_faithfulness:.3f}, its phi with p = {n.p_phi:.3f}.",
+        "Random circuits with as many units in every kind and layer (and position, if units have one) reach its "
+        f"faithfulness with p = {n.p_faithfulness:.3f}, its phi with p = {n.p_phi:.3f}.",
         "Equivalence: does better than the model as often as worse, p = "
         f"{report.p_equivalence:.3g} (small: it does not).",
         "Independence: what is left without it knows nothing about the task, p = "
