@@ -41,29 +41,36 @@ def circuit_rows() -> list[Row]:
     ]
 
 
-FIVE = {"": "", "mean": " --ablation mean", "smollm2_edges": " --suite smollm2-edges"}
+FIVE = {
+    "": "",
+    "mean": " --ablation mean",
+    "positions": " --suite positions",
+    "smollm2_edges": " --suite smollm2-edges",
+}
 
 
 def five_rows() -> list[Row]:
-    """Circuits of 5 % of the edges, by every method; under resampling and mean ablation."""
+    """Circuits of 5 % of the edges, or of the units by position, by every method; resampling and mean ablation."""
     rows: list[Row] = []
     for variant, options in FIVE.items():
         for c in read("circuit_baselines" + (variant and f"_{variant}"))["figures"]["cases"]:
             first, nulls = c["rows"][0], c["nulls_five"]
-            if first["units"] != "edge":
+            if first["units"] != "edge" and not first.get("positions"):
                 continue
+            of = {"neurons": "heads and neurons", "tiny-transcoders": "heads and transcoder features"}
+            kind = "edges" if first["units"] == "edge" else f"{of[first['transcoders']]} by position"
             what = f"`{first['model']}`, {first['task'].replace('_', '-')}, "
-            what += f"{'mean ablation' if variant == 'mean' else 'resampling'}: 5 % of the edges "
-            what += f"({first['five']['kept']:,} of {first['of']:,}), faithfulness and A_ok"
-            parts = (f"{r['method']} {_pair(r['five'])}" for r in c["rows"] if r["method"] != "random")
-            text = f"{', '.join(parts)}; nothing: phi {nulls['nothing_phi']:.2f}; 95th percentile of random: "
-            text += f"{nulls['random_faithfulness_95']:.2f}, phi {nulls['random_phi_95']:.2f}"
+            what += f"{'mean ablation' if variant == 'mean' else 'resampling'}: 5 % of the {kind} "
+            what += f"({first['five']['kept']:,} of {first['of']:,}), faithfulness / phi, and CMD"
+            parts = (f"{r['method']} {_pair(r['five'])}, {r['CMD']:.3f}" for r in c["rows"] if r["method"] != "random")
+            text = f"{'; '.join(parts)}; nothing: phi {nulls['nothing_phi']:.2f}; 95th percentile of random: "
+            text += f"{nulls['random_faithfulness_95']:.2f} / {nulls['random_phi_95']:.2f}"
             rows.append((what, text, f"experiments.circuit_baselines{options}"))
     return rows
 
 
 def _pair(circuit: dict[str, Any]) -> str:
-    return f"{circuit['faithfulness']['value']:.2f} / {circuit['a_ok']['share']['value']:.2f}"
+    return f"{circuit['faithfulness']['value']:.2f} / {circuit['phi']['value']:.2f}"
 
 
 def edge_rows() -> list[Row]:
