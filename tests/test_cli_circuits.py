@@ -58,6 +58,18 @@ def test_a_circuit_is_extracted_and_the_command_goes_on(tmp_path, capsys):
     assert main(["validate", str(out), "--random", "5", "--json"]) == 0
 
 
+def test_units_apart_by_position(tmp_path, capsys):
+    out = tmp_path / "apart"
+    some = ["--task", "ioi", "--prompts", "6", "4", "6", "--units", "head,mlp", "--positions", "--out", str(out)]
+    assert main(["discover", *some]) == 0
+    head = json.loads((out / "circuit.json").read_text())
+    assert all(-head["units"]["positions"] <= int(label.rsplit("@", 1)[1]) < 0 for label in head["labels"])
+    assert main(["validate", str(out), "--random", "5"]) == 0
+    capsys.readouterr()
+    assert main(["discover", "--task", "ioi", "--units", "edge", "--positions", "--out", str(tmp_path / "other")]) == 2
+    assert "edges are pooled over positions" in capsys.readouterr().err
+
+
 def test_patching_is_shown_as_heat_maps(tmp_path, capsys):
     out = tmp_path / "patched"
     few = ["--prompts", "4", "--sites", "resid_pre,z"]

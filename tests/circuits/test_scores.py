@@ -104,6 +104,23 @@ def test_sizes_are_those_of_the_activations(case):
         np.testing.assert_allclose(found.by_prompt[i], [*heads, *np.abs(own["feature"]).mean(1).ravel()], rtol=1e-9)
 
 
+@pytest.mark.parametrize("method", ["gradient", "ig", "activation"])
+def test_positions_of_unequal_prompts_sum_to_the_pooled_score(method, case):
+    model, d, _, pooled = case
+    lengths = {"attribution": (6, 3, 5), "selection": (6,), "report": (6,)}
+    behaviour = random_behaviour(model, lengths=lengths)
+    apart = units_of(model.cfg, pooled.kinds, d.cfg, positions=8)
+    one, each = (unit_scores(model, behaviour, u, method=method, dictionary=d).by_prompt for u in (pooled, apart))
+    by_place = each.reshape(3, pooled.n, 8)
+    size = np.array(lengths["attribution"])
+    # sizes are means over a prompt's positions, derivatives sums
+    whole = by_place.sum(-1) / (size[:, None] if method == "activation" else 1)
+    np.testing.assert_allclose(whole, one, rtol=1e-6, atol=1e-8 * np.abs(one).max())
+    for row, n in zip(by_place, size, strict=True):
+        assert not row[:, : 8 - n].any()  # where a prompt has no position
+        assert row[:, -1].any()
+
+
 def test_what_cannot_be_scored_is_refused(monkeypatch):
     model = random_model("gpt2", **SIZES, n_kv_heads=2)
     behaviour, units = random_behaviour(model), units_of(model.cfg, ("head",))
