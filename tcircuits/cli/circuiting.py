@@ -52,6 +52,8 @@ class Discover:
     """Prompts of the splits attribution, selection and report."""
     least: float = 0.8
     """Share of prompts that the model must get right."""
+    own_choices: bool = False
+    """The right answer is what the model says, whether it is or not: a circuit of what it does where it fails."""
     seed: int = 0
     """Of the prompts."""
     json: bool = False
@@ -60,7 +62,7 @@ class Discover:
 
 def discover(cfg: Discover) -> None:
     """Run `tcircuits discover`."""
-    from tcircuits.tasks import SPLITS, TASKS
+    from tcircuits.tasks import SPLITS, TASKS, own_choices
     from tcircuits.transcoders.options import parse_choices
 
     if cfg.task not in TASKS:
@@ -79,6 +81,7 @@ def discover(cfg: Discover) -> None:
     model = tc.load_model(cfg.model)
     sizes = None if cfg.prompts is None else dict(zip(SPLITS, cfg.prompts, strict=True))
     behaviour = tc.make_behaviour(model, cfg.task, sizes=sizes, seed=cfg.seed)
+    behaviour = own_choices(model, behaviour) if cfg.own_choices else behaviour
     name = cfg.transcoders or usual_set(cfg.model)
     d = tc.load_transcoders(name, model=model, **choices) if "feature" in kinds else None
     single = kinds == ("edge",)

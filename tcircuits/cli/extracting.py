@@ -47,6 +47,8 @@ class Extract:
     """Prompts of the splits attribution, selection and report."""
     least: float = 0.8
     """Share of prompts that the model must get right."""
+    own_choices: bool = False
+    """The right answer is what the model says, whether it is or not: a circuit of what it does where it fails."""
     random: int = 100
     """Random circuits that the report compares with."""
     seed: int = 0
@@ -57,7 +59,7 @@ class Extract:
 
 def extract(cfg: Extract) -> None:
     """Run `tcircuits extract`."""
-    from tcircuits.tasks import SPLITS, TASKS
+    from tcircuits.tasks import SPLITS, TASKS, own_choices
     from tcircuits.transcoders.options import parse_choices
 
     if cfg.task not in TASKS:
@@ -80,6 +82,7 @@ def extract(cfg: Extract) -> None:
     model = tc.load_model(cfg.model)
     sizes = None if cfg.prompts is None else dict(zip(SPLITS, cfg.prompts, strict=True))
     behaviour = tc.make_behaviour(model, cfg.task, sizes=sizes, seed=cfg.seed)
+    behaviour = own_choices(model, behaviour) if cfg.own_choices else behaviour
     name = cfg.transcoders or usual_set(cfg.model)
     d = tc.load_transcoders(name, model=model, **choices)
     units = tc.units_of(model.cfg, ("head", "feature"), d.cfg, behaviour.length if cfg.positions else None)

@@ -5,7 +5,7 @@ tc.check_capability(model, behaviour)
 """
 
 from tcircuits.tasks.behaviour import SPLITS, Behaviour, Prompts, load_behaviour, save_behaviour
-from tcircuits.tasks.gate import Capability, capability, check_capability
+from tcircuits.tasks.gate import Capability, capability, check_capability, own_choices
 from tcircuits.tasks.make import TASKS, make_behaviour
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "check_capability",
     "load_behaviour",
     "make_behaviour",
+    "own_choices",
     "save_behaviour",
 ]

@@ -1,6 +1,6 @@
-"""Can the model do it at all? A circuit of what a model cannot do explains nothing."""
+"""Can the model do it at all? A circuit of what a model cannot do explains nothing, or what it does instead."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -47,6 +47,28 @@ def check_capability(
             f"answer); {100 * least:.0f} % are asked for"
         )
     return found
+
+
+def own_choices(model: Model, behaviour: Behaviour, *, batch: int = 64) -> Behaviour:
+    """The behaviour with the model's likeliest token as the right answer, whether it is or not.
+
+    Wrong are then the answers that were right; where the model says one of these, those that were wrong. Its circuit is
+    one of what the model does where it cannot do the task.
+    """
+    splits = {}
+    for name, p in behaviour.splits.items():
+        found = [_chosen(model, p.part(i, batch)) for i in range(0, p.n, batch)]
+        choice = np.concatenate(found).astype(np.int32)[:, None]
+        apart = (p.right != choice).all(1)
+        width = max(p.right.shape[1], p.wrong.shape[1])
+        right, wrong = (np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=-1) for x in (p.right, p.wrong))
+        wrong = np.where(apart[:, None], right, wrong)
+        splits[name] = replace(p, right=choice, wrong=wrong[:, (wrong >= 0).any(0)])
+    return replace(behaviour, splits=splits, about={**behaviour.about, "answers": "the model's own choices"})
+
+
+def _chosen(model: Model, p: Prompts) -> np.ndarray:
+    return np.asarray(_answered(model, jnp.asarray(p.clean), jnp.asarray(p.valid), jnp.asarray(p.at)).argmax(-1))
 
 
 def _hits(model: Model, p: Prompts) -> np.ndarray:
