@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 import tcircuits as tc
-from tcircuits.tasks import TASKS, capability, check_capability, load_behaviour, make_behaviour, save_behaviour
+from tcircuits.models.forward import forward
+from tcircuits.tasks import (
+    TASKS,
+    capability,
+    check_capability,
+    load_behaviour,
+    make_behaviour,
+    own_choices,
+    save_behaviour,
+)
 from tcircuits.tasks.behaviour import SPLITS, Behaviour, Prompts, check_behaviour
 from tcircuits.types import InputError
 
@@ -198,3 +207,16 @@ def test_an_answer_before_the_last_position_is_that_of_the_shorter_prompt(tiny, 
     assert abs(whole[1] - ends[0]) > 1e-3
     alone = replace(early, splits={"report": early["report"].part(1, 1)})
     assert capability(tiny, alone, "report") == capability(tiny, cut, "report")
+
+
+@pytest.mark.parametrize("task", ["modular", "greater_than", "induction"])
+def test_own_choices_are_the_likeliest_tokens(task, tiny, made):
+    own, p = own_choices(tiny, made[task], batch=4), made[task]["report"]
+    check_behaviour(own, tiny.cfg.d_vocab)
+    for i in range(p.n):
+        said = int(forward(tiny.cfg, tiny.params, p.clean[i][p.padding[i] :][None]).logits[0, -1].argmax())
+        assert own["report"].right[i].tolist() == [said]
+        others = p.wrong[i] if said in p.right[i] else p.right[i]
+        assert set(own["report"].wrong[i]) - {-1} == set(others) - {-1}
+    assert capability(tiny, own, "report").exact == 1
+    assert own.about["answers"] == "the model's own choices"
