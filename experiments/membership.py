@@ -1,6 +1,7 @@
 """Does the membership network know more than the score that it is given?
 
     python -m experiments.membership
+    python -m experiments.membership --models tiny experiments/models/tiny-llama-1 ... --nodes 200 --seeds 1
 
 For each of the embedded model's behaviours: its graph, the sound hierarchy, and the measured effect of ablating every
 set of the tree and every node alone (on the attribution split). The network is trained on all behaviours but one and
@@ -12,8 +13,11 @@ trained on those alone, or meta-trained by Reptile on the others and adapted to 
     recall     of those among as many nodes, the best by rank
     spearman   of rank and measured effect
 
-Means over behaviours held out, with a bootstrap over behaviours; `gain` is paired against the score. The rule
-(hagd.md G6): where the gain's interval reaches 0, searches use the score alone, which is their default.
+The second holds out a model instead of a behaviour: networks are trained on all behaviours of the others, in their
+neurons, and rank the nodes of every behaviour of a model that they have not seen (`membership_models`).
+
+Means over what is held out, with a bootstrap over it (behaviours, or models); `gain` is paired against the score. The
+rule: where the gain's interval reaches 0, searches use the score alone, which is their default.
 """
 
 import time
@@ -30,7 +34,7 @@ from tcircuits.circuits.behaviour_graph import capped, most_edges
 from tcircuits.circuits.edge_effects import edge_effects
 from tcircuits.circuits.graph_build import build_graph
 from tcircuits.circuits.hierarchy import hierarchy
-from tcircuits.circuits.membership import Training, adapted, fit, predict
+from tcircuits.circuits.membership import Membership, Training, adapted, fit, predict
 from tcircuits.circuits.membership_data import NODE_FEATURES, Sample, sample_of
 from tcircuits.circuits.meter import meter
 from tcircuits.transcoders.evaluation.intervals import interval, resampled
@@ -46,8 +50,10 @@ class Config:
     """A built-in name, a folder, or a hub id."""
     transcoders: str = "tiny-transcoders"
     """The dictionary of features."""
+    models: tuple[str, ...] = ()
+    """Names and folders: hold out one of these at a time, instead of a behaviour of `model`."""
     tasks: tuple[str, ...] = ("ioi", "greater_than", "agreement", "induction", "pronoun", "agreement_across")
-    """Of `tcircuits.tasks.TASKS`."""
+    """Of `tcircuits.tasks.TASKS`; of several models the first four."""
     prompts: int = 16
     """Of the attribution split."""
     nodes: int = 300
@@ -67,6 +73,7 @@ class Measured:
     task: str
     sample: Sample
     first: int
+    model: str = ""
 
     @property
     def effect(self) -> np.ndarray:
@@ -99,7 +106,7 @@ def measured(cfg: Config, model: tc.Model, d: tc.Transcoders, task: str, *, edge
         values, own = edge_effects(model, behaviour, units, g.unit[np.array(ends)], dictionary=d, at_once=32)
         patched = dict(zip(ends, m.lost(own, values)[0].tolist(), strict=True))
     sample = sample_of(g, h, effects, single, edges=patched)
-    return Measured(task, sample, len(sample.node) - g.n)
+    return Measured(task, sample, len(sample.node) - g.n, model.name)
 
 
 def logistic(train: list[Measured], test: Measured) -> np.ndarray:
@@ -128,27 +135,43 @@ def members(effect: np.ndarray) -> np.ndarray:
     return effect >= np.sort(effect)[-max(1, round(TOP * len(effect)))]
 
 
-def rankings(cfg: Config, others: list[Measured], test: Measured, support: np.ndarray) -> dict[str, np.ndarray]:
+Nets = dict[str, list[Membership]]
+
+
+def trained(cfg: Config, others: list[Measured]) -> Nets:
+    """Networks of each kind, one a seed."""
+    samples, seeds = [b.sample for b in others], range(cfg.seed, cfg.seed + cfg.seeds)
+    meta = {"steps": 200, "inner": 10, "lr": 1e-2}
+    return {
+        "gat": [fit(samples, Training(seed=seed)) for seed in seeds],
+        "paper": [fit(samples, Training(kind="paper", ranking=0.0, seed=seed)) for seed in seeds],
+        "reptile": [fit(samples, Training(seed=seed, **meta)) for seed in seeds],
+    }
+
+
+def rankings(
+    cfg: Config, nets: Nets, others: list[Measured], test: Measured, support: np.ndarray
+) -> dict[str, np.ndarray]:
     """Every method's score of the held-out behaviour's nodes."""
     hidden = replace(test.sample, effect=np.where(np.arange(len(test.sample.node)) < 0, 0.0, np.nan))
     few = hidden.effect.copy()
     few[test.first + support] = test.effect[support]
-    seen, samples = replace(hidden, effect=few), [b.sample for b in others]
+    seen = replace(hidden, effect=few)
 
-    def averaged(make: Any) -> np.ndarray:
-        return np.mean([predict(make(cfg.seed + i), hidden)[test.first :] for i in range(cfg.seeds)], 0)
+    def averaged(networks: list[Membership]) -> np.ndarray:
+        return np.mean([predict(m, hidden)[test.first :] for m in networks], 0)
 
     signed = test.feature("|score|") * test.feature("score's sign")
     strength = test.feature("strength in") + test.feature("strength out")
     degree = test.feature("degree in") + test.feature("degree out")
     found = {"score": signed, "|score|": test.feature("|score|"), "strength": strength, "degree": degree}
     found["logistic"] = logistic(others, test)
-    found["gat"] = averaged(lambda seed: fit(samples, Training(seed=seed)))
-    found["paper"] = averaged(lambda seed: fit(samples, Training(kind="paper", ranking=0.0, seed=seed)))
-    found["support alone"] = averaged(lambda seed: fit([seen], Training(steps=150, seed=seed)))
-    meta = {"steps": 200, "inner": 10, "lr": 1e-2}
-    found["reptile, adapted"] = averaged(lambda seed: adapted(fit(samples, Training(seed=seed, **meta)), seen))
-    return found
+    found |= {name: averaged(nets[name]) for name in ("gat", "paper")}
+    alone = [fit([seen], Training(steps=150, seed=cfg.seed + i)) for i in range(cfg.seeds)]
+    return found | {
+        "support alone": averaged(alone),
+        "reptile, adapted": averaged([adapted(m, seen) for m in nets["reptile"]]),
+    }
 
 
 def figures(effect: np.ndarray, rank: np.ndarray) -> dict[str, float]:
@@ -164,37 +187,59 @@ def figures(effect: np.ndarray, rank: np.ndarray) -> dict[str, float]:
 
 def main(cfg: Config) -> None:
     """Measure, train, print, write."""
-    model = tc.load_model(cfg.model)
-    d, start, all_ = tc.load_transcoders(cfg.transcoders, model=model), time.process_time(), []
-    for task in cfg.tasks:
-        all_.append(measured(cfg, model, d, task))
-        say(f"{task}: {len(all_[-1].effect)} nodes, {np.isfinite(all_[-1].sample.effect).sum()} sets measured")
+    start, all_ = time.process_time(), []
+    for name, transcoders in [(m, "neurons") for m in cfg.models] or [(cfg.model, cfg.transcoders)]:
+        model = tc.load_model(name)
+        d = tc.load_transcoders(transcoders, model=model)
+        for task in cfg.tasks[:4] if cfg.models else cfg.tasks:
+            all_.append(measured(cfg, model, d, task))
+            found = all_[-1]
+            say(f"{model.name}, {task}: {len(found.effect)} nodes, {np.isfinite(found.sample.effect).sum()} sets")
     graphs, each = time.process_time() - start, []
-    for i, test in enumerate(all_):
+    of = [b.model if cfg.models else b.task for b in all_]
+    for held in dict.fromkeys(of):
+        each += held_out(cfg, held, [b for b, x in zip(all_, of, strict=True) if x != held], all_, of)
+        say(f"{held} held out")
+        rows = summary(each)
+        cost = {"graphs_and_measuring": graphs, "training": time.process_time() - start - graphs}
+        figures_ = {"rows": rows, "each": each, "processor_seconds": cost}
+        save("membership", cfg, figures_, variant="models" if cfg.models else "")
+    show(f"nodes of {'models' if cfg.models else 'behaviours'} held out", rows)
+
+
+def held_out(
+    cfg: Config, held: str, others: list[Measured], all_: list[Measured], of: list[str]
+) -> list[dict[str, Any]]:
+    """Figures of every method on what was held out, networks trained on the others."""
+    nets, rows = trained(cfg, others), []
+    for test in (b for b, x in zip(all_, of, strict=True) if x == held):
         support = np.random.default_rng(cfg.seed).permutation(len(test.effect))[: cfg.support]
         rest = np.setdiff1d(np.arange(len(test.effect)), support)
-        found = rankings(cfg, [b for j, b in enumerate(all_) if j != i], test, support)
-        each += [{"held_out": test.task, "by": k} | figures(test.effect[rest], v[rest]) for k, v in found.items()]
-    rows = summary(each)
-    show("nodes of behaviours held out", rows)
-    cost = {"graphs_and_measuring": graphs, "training": time.process_time() - start - graphs}
-    save("membership", cfg, {"rows": rows, "each": each, "processor_seconds": cost})
+        found = rankings(cfg, nets, others, test, support)
+        about: dict[str, Any] = {"held_out": held, "model": test.model, "task": test.task}
+        rows += [about | {"by": k} | figures(test.effect[rest], v[rest]) for k, v in found.items()]
+    return rows
 
 
 def summary(
     each: list[dict[str, Any]], base: str = "score", names: tuple[str, ...] = ("auroc", "recall", "spearman")
 ) -> list[dict[str, Any]]:
-    """Means over behaviours; gains over `base`, paired."""
+    """Means over what was held out; gains over `base`, paired."""
     rows = []
     for by in dict.fromkeys(r["by"] for r in each):
         row: dict[str, Any] = {"by": by}
         for name in names:
-            own = np.array([r[name] for r in each if r["by"] == by])
-            score = np.array([r[name] for r in each if r["by"] == base])
+            own, score = (_by_group([r for r in each if r["by"] == x], name) for x in (by, base))
             gain = interval(float((own - score).mean()), resampled(own - score), len(own))
             row |= {name: float(own.mean()), f"{name} gain": asdict(gain)}
         rows.append(row)
     return rows
+
+
+def _by_group(rows: list[dict[str, Any]], name: str) -> np.ndarray:
+    """The mean of a figure over each thing held out."""
+    groups = list(dict.fromkeys(r["held_out"] for r in rows))
+    return np.array([np.mean([r[name] for r in rows if r["held_out"] == g]) for g in groups])
 
 
 if __name__ == "__main__":
