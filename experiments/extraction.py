@@ -128,7 +128,7 @@ def _measured(
     found = tc.extract(model, behaviour, units, dictionary=d, options=options, tell=say)
     start = time.perf_counter()
     report = tc.validate(model, behaviour, found.circuit, **more)
-    seconds = seconds | found.seconds | {"validate": time.perf_counter() - start}
+    seconds = seconds | dict(found.seconds) | {"validate": time.perf_counter() - start}
     try:
         moved = _moved(tc.interchange(model, behaviour, units, found.circuit.mask, **more))
     except InputError:  # it says the same after prompt and counterfactual
