@@ -38,6 +38,7 @@ from tcircuits.circuits.membership import Membership, Training, adapted, fit, pr
 from tcircuits.circuits.membership_data import NODE_FEATURES, Sample, sample_of
 from tcircuits.circuits.meter import meter
 from tcircuits.transcoders.evaluation.intervals import interval, resampled
+from tcircuits.types import InputError
 
 TOP = 0.1  # of the nodes are members
 
@@ -187,13 +188,17 @@ def figures(effect: np.ndarray, rank: np.ndarray) -> dict[str, float]:
 
 def main(cfg: Config) -> None:
     """Measure, train, print, write."""
-    start, all_ = time.process_time(), []
+    start, all_, refused = time.process_time(), [], []
     for name, transcoders in [(m, "neurons") for m in cfg.models] or [(cfg.model, cfg.transcoders)]:
         model = tc.load_model(name)
         d = tc.load_transcoders(transcoders, model=model)
         for task in cfg.tasks[:4] if cfg.models else cfg.tasks:
-            all_.append(measured(cfg, model, d, task))
-            found = all_[-1]
+            try:
+                found = measured(cfg, model, d, task)
+            except InputError as problem:  # no edge joins the most important nodes
+                refused.append({"model": model.name, "task": task, "why": str(problem)})
+                continue
+            all_.append(found)
             say(f"{model.name}, {task}: {len(found.effect)} nodes, {np.isfinite(found.sample.effect).sum()} sets")
     graphs, each = time.process_time() - start, []
     of = [b.model if cfg.models else b.task for b in all_]
@@ -202,7 +207,7 @@ def main(cfg: Config) -> None:
         say(f"{held} held out")
         rows = summary(each)
         cost = {"graphs_and_measuring": graphs, "training": time.process_time() - start - graphs}
-        figures_ = {"rows": rows, "each": each, "processor_seconds": cost}
+        figures_ = {"rows": rows, "each": each, "refused": refused, "processor_seconds": cost}
         save("membership", cfg, figures_, variant="models" if cfg.models else "")
     show(f"nodes of {'models' if cfg.models else 'behaviours'} held out", rows)
 
