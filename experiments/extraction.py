@@ -87,7 +87,7 @@ SUITES: dict[str, tuple[tuple[str, str, Mode], ...]] = {
     ),
 }
 FEW = dict(zip(SPLITS, (12, 12, 24), strict=True))  # prompts of a model of 135 million parameters
-FEWER = dict(zip(SPLITS, (4, 4, 8), strict=True))  # where they are of 265 tokens
+FEWER = dict(zip(SPLITS, (4, 4, 8), strict=True))  # where they are of 265 tokens; then a quarter of the runs too
 
 
 def case(
@@ -98,6 +98,7 @@ def case(
     loaded = tc.load_model(reference(model))
     d = tc.load_transcoders(own_set(model), model=loaded)
     sizes = None if model != "smollm2-135m" else FEWER if task == "hellaswag" else FEW
+    budget, random = (budget // 4, random // 4) if sizes is FEWER else (budget, random)
     behaviour = tc.make_behaviour(loaded, task, sizes=sizes, seed=seed)
     units = tc.units_of(loaded.cfg, ("head", "feature"), d.cfg, behaviour.length if positions else None)
     able = capability(loaded, behaviour)
