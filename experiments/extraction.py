@@ -110,7 +110,11 @@ def case(
     except InputError as problem:
         about |= {"refused": str(problem), "own": _own(loaded, behaviour, units, d)}
     own, options = own_choices(loaded, behaviour), replace(options, ablation="zero", errors="ablate")
-    return about | {"of_own_choices": _measured(loaded, d, own, units, options, random, seconds)}
+    try:
+        about["of_own_choices"] = _measured(loaded, d, own, units, options, random, seconds)
+    except InputError as problem:
+        about["own"]["refused"] = str(problem)
+    return about
 
 
 def _measured(
@@ -201,7 +205,8 @@ def main(cfg: Config) -> None:
         save("extraction", cfg, {"rows": rows, "published_seconds": PUBLISHED}, variant=cfg.suite)
     show("seconds by stage", [_seconds(row) for row in rows])
     show("circuits", [_circuit(row) for row in rows])
-    show("reading", [_about(row) | row.get("of_own_choices", row)["reading"] for row in rows])
+    found = [_about(row) | row.get("of_own_choices", row) for row in rows]
+    show("reading", [_about(row) | row["reading"] for row in found if "reading" in row])
 
 
 def _about(row: dict[str, Any]) -> dict[str, Any]:
@@ -211,13 +216,18 @@ def _about(row: dict[str, Any]) -> dict[str, Any]:
 def _seconds(row: dict[str, Any]) -> dict[str, Any]:
     names = ("load", "graph", "tree", "search", "circuits", "choice", "validate")
     row = _about(row) | row.get("of_own_choices", row)
-    return _about(row) | {n: row["seconds"].get(n) for n in names} | {"total": row["total"]}
+    spent = row.get("seconds", {})
+    return _about(row) | {n: spent.get(n) for n in names} | {"total": row.get("total")}
 
 
 def _circuit(row: dict[str, Any]) -> dict[str, Any]:
     told = _about(row) | {"accuracy": row["accuracy"], "kept": row.get("kept"), "of": row["units"]}
     row = row.get("of_own_choices", row)
-    told["kept"] = row["kept"]
+    told["kept"] = row.get("kept")
+    if "reading" not in row:
+        return told | dict.fromkeys(
+            ("edges", "evaluations", "F", "phi", "A_ok", "A_err", "random F", "random phi", "ig F", "follows")
+        )
     figures = {"F": row["faithfulness"]["value"], "phi": row["phi"]["value"]}
     figures |= {name: (row[key]["share"] or {}).get("value") for name, key in (("A_ok", "a_ok"), ("A_err", "a_err"))}
     nulls, ig = row["nulls"], row["baselines"]["ig"]
