@@ -201,9 +201,13 @@ def _extracted(r: dict[str, Any], suite: str) -> Row:
     what = f"`tc.extract`, `{r['model']}`, {r['task']}{gate}{tree}: "
     command = "experiments.extraction" + (f" --suite {suite}" if suite else "")
     if r["refused"]:
-        own = r["own"]
-        text = "no circuit: with every unit ablated its likeliest token stays the same in "
-        return what + "refused", f"{text}{100 * own['nothing_agrees']:.0f} % of {own['prompts']} prompts", command
+        own, other = r["own"], r.get("of_own_choices")
+        text = "no circuit of right answers: with every unit ablated its likeliest token stays the same in "
+        text += f"{100 * own['nothing_agrees']:.0f} % of {own['prompts']} prompts"
+        if other:
+            text += f"; of its own choices, all else at zero, {other['kept']} units in {other['total']:.0f} s: "
+            text += f"F {other['faithfulness']['value']:.2f}, phi {other['phi']['value']:.2f}"
+        return what + "refused", text, command
     f, phi, n = r["faithfulness"], r["phi"], r["nulls"]
     found = f"{r['total']:.0f} s with loading, compiling and test; F {f['value']:.2f} [{f['low']:.2f}, {f['high']:.2f}]"
     found += f", phi {phi['value']:.2f}; random {n['faithfulness_95']:.2f}, {n['phi_95']:.2f}"

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import common, transfer
+from experiments import circuit_baselines, common, membership, transfer
 from experiments import group_search_synthetic as planted
 from experiments.bench import hierarchy as bench
 
@@ -94,3 +94,23 @@ def test_transfer_means_weigh_pairs_of_models_alike():
     assert same["ratio"] == {"value": pytest.approx(0.8), "low": pytest.approx(0.8), "high": pytest.approx(0.8)}
     for name in ("ratio", "faithfulness", "edges"):
         assert other[name] == {"value": pytest.approx(0.3), "low": pytest.approx(0.2), "high": pytest.approx(0.4)}
+
+
+def test_what_is_held_out_together_counts_once():
+    values = {("a", "score"): [0.2, 0.4], ("a", "net"): [0.5, 0.7], ("b", "score"): [0.8], ("b", "net"): [0.6]}
+    each = [{"held_out": held, "by": by, "auroc": x} for (held, by), xs in values.items() for x in xs]
+    score, net = membership.summary(each, names=("auroc",))
+    assert (score["auroc"], net["auroc"]) == (pytest.approx(0.55), pytest.approx(0.6))
+    assert score["auroc gain"] == {"value": 0, "low": 0, "high": 0}
+    gain = net["auroc gain"]
+    assert gain["value"] == pytest.approx((0.3 - 0.2) / 2)
+    assert (gain["low"], gain["high"]) == (pytest.approx(-0.2), pytest.approx(0.3))
+
+
+def test_results_of_suites_and_ablations_have_names_of_their_own():
+    config = circuit_baselines.Config
+    names = [
+        circuit_baselines.variant(c)
+        for c in (config(), config(ablation="mean"), config(suite="smollm2-edges"), config(suite="mod113"))
+    ]
+    assert names == ["", "mean", "smollm2_edges", "mod113"]
