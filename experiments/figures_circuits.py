@@ -45,7 +45,6 @@ FIVE = {
     "": "",
     "mean": " --ablation mean",
     "positions": " --suite positions",
-    "smollm2_edges": " --suite smollm2-edges",
 }
 
 

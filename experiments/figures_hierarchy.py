@@ -188,7 +188,7 @@ def _stages() -> Row:
 def extracted_rows() -> list[Row]:
     """What extraction takes and finds."""
     rows: list[Row] = []
-    for suite in ("", "positions", "smollm2", "benchmarks"):
+    for suite in ("", "positions", "smollm2"):
         found = read("_".join(filter(None, ("extraction", suite))))["figures"]["rows"]
         rows += [_extracted(r, suite) for r in found if not r["refused"] or "own" in r]
     return rows
