@@ -45,6 +45,7 @@ FIVE = {
     "": "",
     "mean": " --ablation mean",
     "positions": " --suite positions",
+    "smollm2_positions": " --suite smollm2-positions",
 }
 
 
