@@ -195,7 +195,9 @@ def main(cfg: Config) -> None:
         for task in cfg.tasks[:4] if cfg.models else cfg.tasks:
             try:
                 found = measured(cfg, model, d, task)
-            except InputError as problem:  # no edge joins the most important nodes
+            except InputError as problem:  # of a model's neurons: no edge joins the most important nodes
+                if not cfg.models:
+                    raise
                 refused.append({"model": model.name, "task": task, "why": str(problem)})
                 continue
             all_.append(found)
@@ -203,7 +205,9 @@ def main(cfg: Config) -> None:
     graphs, each = time.process_time() - start, []
     of = [b.model if cfg.models else b.task for b in all_]
     for held in dict.fromkeys(of):
-        each += held_out(cfg, held, [b for b, x in zip(all_, of, strict=True) if x != held], all_, of)
+        inside = [x == held for x in of]
+        others, tests = ([b for b, x in zip(all_, inside, strict=True) if x == side] for side in (False, True))
+        each += held_out(cfg, held, others, tests)
         say(f"{held} held out")
         rows = summary(each)
         cost = {"graphs_and_measuring": graphs, "training": time.process_time() - start - graphs}
@@ -212,12 +216,10 @@ def main(cfg: Config) -> None:
     show(f"nodes of {'models' if cfg.models else 'behaviours'} held out", rows)
 
 
-def held_out(
-    cfg: Config, held: str, others: list[Measured], all_: list[Measured], of: list[str]
-) -> list[dict[str, Any]]:
+def held_out(cfg: Config, held: str, others: list[Measured], tests: list[Measured]) -> list[dict[str, Any]]:
     """Figures of every method on what was held out, networks trained on the others."""
     nets, rows = trained(cfg, others), []
-    for test in (b for b, x in zip(all_, of, strict=True) if x == held):
+    for test in tests:
         support = np.random.default_rng(cfg.seed).permutation(len(test.effect))[: cfg.support]
         rest = np.setdiff1d(np.arange(len(test.effect)), support)
         found = rankings(cfg, nets, others, test, support)

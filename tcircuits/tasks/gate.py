@@ -50,7 +50,7 @@ def check_capability(
 
 
 def own_choices(model: Model, behaviour: Behaviour, *, batch: int = 64) -> Behaviour:
-    """The behaviour with the model's likeliest token as the right answer, whether it is or not.
+    """The behaviour with the model's likeliest token as the right answer [N, 1], whether it is or not.
 
     Wrong are then the answers that were right; where the model says one of these, those that were wrong. Its circuit is
     one of what the model does where it cannot do the task.
