@@ -9,7 +9,7 @@
 `positions` has units apart by position, counted from the end, without running each alone. `mod113` is of the models of
 addition modulo 113 (`experiments.algorithmic`) in place of `tiny`, with a table over the models; `smollm2` of IOI on
 SmolLM2-135M, its heads and MLPs, with fewer prompts and without what runs every unit alone (`smollm2-edges`: its 70,651
-edges, with fewer still; `smollm2-positions`: its heads and neurons by position, 787,950 of them, and factual recall too).
+edges, with fewer still; `smollm2-positions`: 787,950 heads and neurons by position, factual recall too).
 Their results are `circuit_baselines_mean.json` and so on.
 
 For each task and kind of units, all on the package's own harness: units are scored on the attribution split by every
