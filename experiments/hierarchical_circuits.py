@@ -10,6 +10,8 @@ Every method may spend `budget` on the attribution split, and gives circuits of 
     ig, elimination   the best of ig, then backward elimination with the rest of the budget
     topk, pruning     learned masks, flat, as many steps as the budget buys
     gates on TREE     hard-concrete gates on the sound tree, coarse to fine, likewise; units' start from ig's ranks
+    topk on TREE      masks summing to k likewise, a unit's score the sum of all above it; from ig's ranks, or from
+                      nothing; on the sound tree and on the random one
     ..., long         learned masks with `long` steps, past the budget: what is left to gain
     groups on TREE    group ablations down a tree, then backward elimination; TREE is `sound` (magnitude), `discounted`
                       (degree-discounted affinity), `faithful` (the paper's levels) or `random` (the null: the sound
@@ -156,15 +158,15 @@ def _without_batch(case: Case) -> Any:
     return {key: value for key, value in case.how.items() if key != "batch"}
 
 
-def gated(case: Case, name: str, h: Hierarchy, steps: int) -> None:
-    """Learned gates on a tree."""
+def on_tree(case: Case, name: str, h: Hierarchy, steps: int, kind: Kind = "pruning", *, prior: bool = True) -> None:
+    """Masks learned on a tree."""
     n, batch = case.behaviour["attribution"].n, 16
     how = Learning(steps=steps, batch=batch, left_out=1 - float(np.median(case.sizes)) / h.n)
 
     def make() -> tuple[np.ndarray, float, Any]:
-        given: Any = _without_batch(case) | {"how": how, "start": case.scores}
+        given: Any = _without_batch(case) | {"kind": kind, "how": how, "start": case.scores if prior else None}
         found = tree_scores(case.model, case.behaviour, case.units, h, case.graph.unit, **given)
-        spent = IG + (found.forwards + 2 * found.backwards) / n
+        spent = IG * prior + (found.forwards + 2 * found.backwards) / n
         return metrics.nested(found.values, case.sizes, signed=True), spent, {"steps": how.steps}
 
     case.add(name, make)
@@ -283,8 +285,11 @@ def case_of(cfg: Config, model: tc.Model, d: tc.Transcoders, task: str) -> dict[
     case, about = started(cfg, model, d, task)
     flat(case)
     found, shapes = trees(cfg, case.graph)
-    gated(case, "gates on sound", found["sound"], _steps(case))
-    gated(case, "gates on sound, long", found["sound"], cfg.long)
+    for name, steps in (("", _steps(case)), (", long", cfg.long)):
+        on_tree(case, "gates on sound" + name, found["sound"], steps)
+        on_tree(case, "topk on sound, ig as prior" + name, found["sound"], steps, "topk")
+        on_tree(case, "topk on sound" + name, found["sound"], steps, "topk", prior=False)
+    on_tree(case, "topk on random", found["random"], _steps(case), "topk", prior=False)
     for name, h in found.items():
         for prior in (False, True):
             if prior or name != "discounted":

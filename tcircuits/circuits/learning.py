@@ -37,6 +37,7 @@ Kind = Literal["pruning", "topk"]
 HEAT, LOW, HIGH = 2 / 3, -0.1, 1.1  # of hard-concrete gates: temperature, and the stretch before clipping
 FIRST = 10.0  # log a at the start of pruning: all gates open
 TURNS = 50  # halvings of the interval of t
+RATES: dict[Kind, float] = {"pruning": 0.8, "topk": 0.05}  # of Adam
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,7 @@ def learned_scores(
     Raises:
         InputError: an unknown kind, and what `run_circuits` refuses.
     """
-    if kind not in get_args(Kind):
-        raise InputError(f"kind {kind!r} is unknown; there are {', '.join(get_args(Kind))}")
+    kind_of(kind)
     s, start = check(model, behaviour, units, dictionary, ablation, errors, split), time.perf_counter()
     n = behaviour[split].n
     (prompts,) = parts(model, behaviour[split], n)
@@ -96,6 +96,16 @@ def learned_scores(
     learned = learn_program(s, kind, how, n, model.params, dictionary, mean, prompts, jax.random.key(seed))
     passes = how.steps * min(how.batch, n)
     return UnitScores(kind, np.asarray(host(learned)), None, 2 * n + passes, passes, time.perf_counter() - start)
+
+
+def kind_of(kind: str) -> None:
+    """Refuse what is no kind.
+
+    Raises:
+        InputError: if it is none.
+    """
+    if kind not in get_args(Kind):
+        raise InputError(f"kind {kind!r} is unknown; there are {', '.join(get_args(Kind))}")
 
 
 @partial(jax.jit, static_argnames=("s", "kind", "how", "n"))
@@ -112,7 +122,7 @@ def learn_program(
 ) -> Float[Array, " U"]:
     """All steps of the training: the scores."""
     batch = min(how.batch, n)  # of the n prompts; what fills the devices up comes after them
-    adam = optax.adam(how.lr or (0.8 if kind == "pruning" else 0.05))
+    adam = optax.adam(how.lr or RATES[kind])
     first, noise = jax.random.split(key)
     scores = 0.01 * jax.random.normal(first, (s.units.n,)) + (FIRST if kind == "pruning" else 0.0)
     with jax.default_matmul_precision("highest"):
@@ -125,8 +135,7 @@ def learn_program(
 
             def loss(scores: Array, prices: Array) -> Array:
                 if kind == "topk":
-                    k = jnp.exp(jax.random.uniform(drawn) * jnp.log(float(s.units.n)))
-                    return divergence(summing_to(scores / how.heat, k), chosen)
+                    return divergence(summing_to(scores / how.heat, size_of(drawn, s.units.n)), chosen)
                 gates = hard_concrete(drawn, scores)
                 wanted = how.left_out * jnp.minimum(1.0, number / (how.steps * 5 / 6))
                 short = wanted - (1 - open_share(scores))
@@ -167,6 +176,11 @@ def hard_concrete(key: Array, a: Float[Array, " U"]) -> Float[Array, " U"]:
 def open_share(a: Float[Array, " U"]) -> Float[Array, ""]:
     """The mean probability that a gate with logit `a` is not 0."""
     return jax.nn.sigmoid(a - HEAT * jnp.log(-LOW / HIGH)).mean()
+
+
+def size_of(key: Array, n: int) -> Float[Array, ""]:
+    """A size between 1 and n, evenly drawn in its logarithm."""
+    return jnp.exp(jax.random.uniform(key) * jnp.log(float(n)))
 
 
 def summing_to(x: Float[Array, " U"], k: Array) -> Float[Array, " U"]:

@@ -1,17 +1,23 @@
-"""Gates on a tree, learned from coarse to fine: the differentiable search that HAGD names and gives no formula for.
+"""Masks learned on a tree, from coarse to fine: the differentiable search that HAGD names and gives no formula for.
 
-Every set below the root and every unit has a hard-concrete gate z (`learning.hard_concrete`); a unit is as open as all
-gates above it let it be:
+    pruning   every set below the root and every unit has a hard-concrete gate z (`learning.hard_concrete`); a unit is
+              as open as all gates above it let it be:
 
-    Z_v = z_v prod over sets S that hold v of z_S           P(Z_v > 0) = the product of the P(z > 0)
+                  Z_v = z_v prod over sets S that hold v of z_S       P(Z_v > 0) = the product of the P(z > 0)
 
-The loss is that of edge pruning (`learning`): KL(model || circuit) + l1 (s - s') + l2 (s - s')^2 with s' = 1 - mean
-P(Z > 0), l1 and l2 climbing. For the first 4/15 of the steps only the two coarsest levels have gates, then one more
-level joins after the other until half of the steps; the units' own come last. Gates that have not joined are open. The
-score of a unit is log P(Z > 0). Units that are not in the tree are ablated.
+              The loss is that of edge pruning (`learning`): KL(model || circuit) + l1 (s - s') + l2 (s - s')^2 with
+              s' = 1 - mean P(Z > 0), l1 and l2 climbing. The score of a unit is log P(Z > 0).
+    topk      every set and every unit has a score; a unit's is the sum of its own and all those above it, and masks are
+              those of `learning`'s top-k: one run ranks all units. A product of closed gates has no gradient, so what
+              fell once stays closed; a sum has the same gradient at every level.
+
+For the first 4/15 of the steps only the two coarsest levels learn, then one more level joins after the other until half
+of the steps; the units' own come last. Gates that have not joined are open; scores are 0, a unit's own where it starts.
+Units that are not in the tree are ablated.
 """
 
 import time
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,7 +27,20 @@ import numpy as np
 import optax
 
 from tcircuits.circuits.forward import Errors
-from tcircuits.circuits.learning import FIRST, HEAT, HIGH, LOW, Learning, divergence_of, hard_concrete
+from tcircuits.circuits.learning import (
+    FIRST,
+    HEAT,
+    HIGH,
+    LOW,
+    RATES,
+    Kind,
+    Learning,
+    divergence_of,
+    hard_concrete,
+    kind_of,
+    size_of,
+    summing_to,
+)
 from tcircuits.circuits.running import Ablation, Setting, Worth, check, mean_values, parts
 from tcircuits.circuits.scores import UnitScores
 from tcircuits.circuits.tree import Hierarchy, check_hierarchy
@@ -43,6 +62,7 @@ def tree_scores(
     h: Hierarchy,
     numbers: Int[np.ndarray, " n"],
     *,
+    kind: Kind = "pruning",
     how: Learning = DEFAULT,
     start: Float[np.ndarray, " U"] | None = None,
     dictionary: Transcoders | None = None,
@@ -51,7 +71,7 @@ def tree_scores(
     split: str = "attribution",
     seed: int = 0,
 ) -> UnitScores:
-    """Learn gates on a tree and score units by them; see the module.
+    """Learn masks on a tree and score units by them; see the module.
 
     Args:
         model: from `load_model`.
@@ -59,8 +79,11 @@ def tree_scores(
         units: what circuits are made of.
         h: a hierarchy of n things.
         numbers: the unit of each thing.
-        how: steps, batch, rate, wanted share of units left out (of those in the tree).
-        start: scores of all units whose ranks the units' gates start from, P = 0.05 + 0.9 rank; None: all open.
+        kind: a product of gates, or a sum of scores.
+        how: steps, batch, rate, wanted share of units left out (of those in the tree; of gates alone).
+        start: scores of all units whose ranks, between 0 and 1, the units' own start from: of gates P = 0.05 + 0.9 rank
+            by size alone; of `topk` a mask equal to the rank where it sums to half of the units, by size and sign.
+            None: all open, all equal.
         dictionary: as in `run_circuits`.
         ablation: as there.
         errors: as there.
@@ -68,8 +91,10 @@ def tree_scores(
         seed: of gates and prompts.
 
     Raises:
-        InputError: units that are none or there twice, scores of another size, what `run_circuits` refuses.
+        InputError: an unknown kind, units that are none or there twice, scores of another size, what `run_circuits`
+            refuses.
     """
+    kind_of(kind)
     check_hierarchy(h)
     if h.n != len(numbers) or len(np.unique(numbers)) != h.n or numbers.min() < 0 or numbers.max() >= units.n:
         raise InputError(f"units are not {h.n} different numbers in 0..{units.n - 1}, one a thing of the tree")
@@ -79,19 +104,27 @@ def tree_scores(
     n = behaviour[split].n
     (prompts,) = parts(model, behaviour[split], n)
     mean = mean_values(model, behaviour, s, dictionary, min(n, 16)) if ablation == "mean" else None
-    first = np.full(h.n, FIRST)
-    if start is not None:
-        p = 0.05 + 0.9 * np.argsort(np.argsort(np.abs(start[numbers]), kind="stable")) / max(h.n - 1, 1)
-        first = np.log(p / (1 - p))
+    first = starting(kind, how, h.n, None if start is None else start[numbers])
     tree = tuple(jnp.asarray(x) for x in (h.parent, h.depth, leaf_of(h), numbers))
+    begun, levels = jnp.asarray(first, jnp.float32), int(h.depth.max())
     learned = gates_program(
-        s, how, n, int(h.depth.max()), model.params, dictionary, mean, prompts, tree, jnp.asarray(first, jnp.float32),
-        jax.random.key(seed),
-    )  # fmt: skip
+        s, kind, how, n, levels, model.params, dictionary, mean, prompts, tree, begun, jax.random.key(seed)
+    )
     values = np.full(units.n, -1e9)
     values[numbers] = host(learned)
     passes = how.steps * min(how.batch, n)
-    return UnitScores("tree", values, None, 2 * n + passes, passes, time.perf_counter() - began)
+    return UnitScores(f"tree {kind}", values, None, 2 * n + passes, passes, time.perf_counter() - began)
+
+
+def starting(kind: Kind, how: Learning, n: int, scores: Float[np.ndarray, " n"] | None) -> Float[np.ndarray, " n"]:
+    """What the units' own gates or scores start from."""
+    if scores is None:
+        return np.full(n, FIRST if kind == "pruning" else 0.0)
+    if kind == "topk":  # signed: ablating what is below 0 helps
+        p = (np.argsort(np.argsort(scores, kind="stable")) + 0.5) / n
+        return how.heat * np.log(p / (1 - p))
+    p = 0.05 + 0.9 * np.argsort(np.argsort(np.abs(scores), kind="stable")) / max(n - 1, 1)
+    return np.log(p / (1 - p))
 
 
 def leaf_of(h: Hierarchy) -> Int[np.ndarray, " n"]:
@@ -102,11 +135,14 @@ def leaf_of(h: Hierarchy) -> Int[np.ndarray, " n"]:
     return found
 
 
-def down(z: Float[Array, " m"], parent: Int[Array, " m"], depth: Int[Array, " m"], levels: int) -> Float[Array, " m"]:
-    """The product of each set's gate and all those above it; the root's is 1."""
-    z = z.at[0].set(1.0)
+def down(
+    z: Float[Array, " m"], parent: Int[Array, " m"], depth: Int[Array, " m"], levels: int, *, add: bool = False
+) -> Float[Array, " m"]:
+    """The product (or the sum) over each set and all those above it; the root's is 1 (or 0)."""
+    z = z.at[0].set(0.0 if add else 1.0)
     for level in range(1, levels + 1):
-        z = jnp.where(depth == level, z * z[jnp.maximum(parent, 0)], z)
+        above = z[jnp.maximum(parent, 0)]
+        z = jnp.where(depth == level, z + above if add else z * above, z)
     return z
 
 
@@ -117,9 +153,44 @@ def joined(step: Array, steps: int, level: Array, levels: int) -> Array:
     return step >= at * steps
 
 
-@partial(jax.jit, static_argnames=("s", "how", "n", "levels"))
+@dataclass(frozen=True)
+class Shape:
+    """A tree as `gates_program` takes it, and how its levels join.
+
+    Attributes:
+        parent: of each set.
+        depth: of each set.
+        leaf: of each thing.
+        levels: depth of the deepest.
+        steps: of the training.
+    """
+
+    parent: Int[Array, " m"]
+    depth: Int[Array, " m"]
+    leaf: Int[Array, " n"]
+    levels: int
+    steps: int
+
+    def opened(self, sets: Float[Array, " m"], own: Float[Array, " n"], step: Array) -> Float[Array, " n"]:
+        """How open each thing is at a step, from gates of sets and things or from their probabilities."""
+        sets = jnp.where(self._joined(step, self.depth), sets, 1.0)
+        own = jnp.where(self._joined(step, self.levels + 1), own, 1.0)
+        return own * down(sets, self.parent, self.depth, self.levels)[self.leaf]
+
+    def summed(self, sets: Float[Array, " m"], own: Float[Array, " n"], step: Array) -> Float[Array, " n"]:
+        """The score of each thing at a step; what has not joined has no gradient."""
+        sets = jnp.where(self._joined(step, self.depth), sets, 0.0)
+        own = jnp.where(self._joined(step, self.levels + 1), own, jax.lax.stop_gradient(own))
+        return own + down(sets, self.parent, self.depth, self.levels, add=True)[self.leaf]
+
+    def _joined(self, step: Array, level: Array | int) -> Array:
+        return joined(step, self.steps, jnp.asarray(level), self.levels)
+
+
+@partial(jax.jit, static_argnames=("s", "kind", "how", "n", "levels"))
 def gates_program(
     s: Setting,
+    kind: Kind,
     how: Learning,
     n: int,
     levels: int,
@@ -131,18 +202,13 @@ def gates_program(
     start: Float[Array, " n"],
     key: Array,
 ) -> Float[Array, " n"]:
-    """All steps of the search: log P(Z > 0) of each thing. `tree` is parent, depth, leaf of things, their units."""
+    """All steps of the search: the score of each thing. `tree` is parent, depth, leaf of things, their units."""
     parent, depth, leaf, numbers = tree
-    batch, adam = min(how.batch, n), optax.adam(how.lr or 0.8)
-    sets = FIRST + 0.01 * jax.random.normal(key, parent.shape, start.dtype)
+    t = Shape(parent, depth, leaf, levels, how.steps)
+    batch, adam = min(how.batch, n), optax.adam(how.lr or RATES[kind])
+    noise = 0.01 * jax.random.normal(key, t.parent.shape, start.dtype)
     with jax.default_matmul_precision("highest"):
         divergence = divergence_of(s, params, d, mean, prompts)
-
-        def through(of_sets: Array, of_units: Array, number: Array) -> Array:
-            """How open each thing is, from gates (or their probabilities)."""
-            of_sets = jnp.where(joined(number, how.steps, depth, levels), of_sets, 1.0)
-            own = jnp.where(joined(number, how.steps, jnp.asarray(levels + 1), levels), of_units, 1.0)
-            return own * down(of_sets, parent, depth, levels)[leaf]
 
         def step(carry: Any, number: Array) -> tuple[Any, None]:
             (gates, prices), state = carry
@@ -150,20 +216,28 @@ def gates_program(
             chosen = jax.random.permutation(picked, n)[:batch]
 
             def loss(gates: Any, prices: Array) -> Array:
-                z = through(hard_concrete(one, gates[0]), hard_concrete(two, gates[1]), number)
-                mask = jnp.zeros(s.units.n, z.dtype).at[numbers].set(z)
+                if kind == "topk":
+                    mask = summing_to(t.summed(gates[0], gates[1], number) / how.heat, size_of(one, len(numbers)))
+                else:
+                    mask = t.opened(hard_concrete(one, gates[0]), hard_concrete(two, gates[1]), number)
+                kl = divergence(jnp.zeros(s.units.n, mask.dtype).at[numbers].set(mask), chosen)
+                if kind == "topk":
+                    return kl
                 wanted = how.left_out * jnp.minimum(1.0, number / (how.steps * 5 / 6))
-                short = wanted - (1 - through(chance(gates[0]), chance(gates[1]), number).mean())
-                return divergence(mask, chosen) + prices[0] * short + prices[1] * short**2
+                short = wanted - (1 - t.opened(chance(gates[0]), chance(gates[1]), number).mean())
+                return kl + prices[0] * short + prices[1] * short**2
 
             by_gates, by_prices = jax.grad(loss, (0, 1))(gates, prices)
             moves, state = adam.update((by_gates, -by_prices), state)
             moved: Any = optax.apply_updates((gates, prices), moves)
             return (moved, state), None
 
-        begun = (sets, start), jnp.zeros(2, start.dtype)
+        begun = (how.heat * noise if kind == "topk" else FIRST + noise, start), jnp.zeros(2, start.dtype)
         (((sets, own), _), _), _ = jax.lax.scan(step, (begun, adam.init(begun)), jnp.arange(how.steps))
-    return jnp.log(jnp.maximum(through(chance(sets), chance(own), jnp.asarray(how.steps)), 1e-30))
+    end = jnp.asarray(how.steps)
+    if kind == "topk":
+        return t.summed(sets, own, end)
+    return jnp.log(jnp.maximum(t.opened(chance(sets), chance(own), end), 1e-30))
 
 
 def chance(a: Float[Array, " m"]) -> Float[Array, " m"]:

@@ -94,7 +94,7 @@ def _gates(a: Abstract, s: Setting, held: int) -> Stage:
     how = Learning(steps=e.steps, batch=e.batch)
     start = a.array((nodes,), jnp.float32)
     given = (a.params, a.d, None, prompts_of(a, e.prompts), tree, start, key_of(a))
-    made = compiled(gates_program, s, how, e.prompts, levels, *given)
+    made = compiled(gates_program, s, "pruning", how, e.prompts, levels, *given)
     return made.stage(f"gates, {e.steps} steps", held, made.work())
 
 

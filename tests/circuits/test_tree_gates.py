@@ -1,12 +1,13 @@
-"""Gates on a tree: products against a loop, when levels join, the planted head found, bad input."""
+"""Masks on a tree: products and sums against a loop, when levels join, the planted head found, bad input."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tcircuits.circuits.learning import Learning
 from tcircuits.circuits.tree import from_levels
-from tcircuits.circuits.tree_gates import chance, down, joined, leaf_of, tree_scores
+from tcircuits.circuits.tree_gates import Shape, chance, down, joined, leaf_of, tree_scores
 from tcircuits.circuits.units import units_of
 from tcircuits.types import InputError
 
@@ -25,6 +26,27 @@ def test_a_unit_is_as_open_as_all_gates_above_it():
         assert found[leaf] == pytest.approx(wanted, rel=1e-5)
     a = np.linspace(-3, 3, 7)
     np.testing.assert_allclose(chance(jnp.asarray(a)), 1 / (1 + np.exp(-(a - 2 / 3 * np.log(0.1 / 1.1)))), rtol=1e-5)
+
+
+def test_a_score_is_the_sum_of_all_above_it_and_learns_at_every_level_that_joined():
+    h = from_levels(12, [np.arange(12) // 6, np.arange(12) // 3, np.arange(12) // 2])
+    leaf, levels = leaf_of(h), int(h.depth.max())
+    shape = Shape(jnp.asarray(h.parent), jnp.asarray(h.depth), jnp.asarray(leaf), levels, 300)
+    rng = np.random.default_rng(1)
+    sets, own = rng.normal(size=len(h.parent)), rng.normal(size=12)
+    for step, coarsest in ((0, 2), (149, 3), (150, levels)):
+        found = shape.summed(jnp.asarray(sets), jnp.asarray(own), jnp.asarray(step))
+        for thing in range(12):
+            wanted, i = own[thing], int(leaf[thing])
+            while i > 0:
+                wanted, i = wanted + sets[i] * (h.depth[i] <= coarsest), h.parent[i]
+            assert found[thing] == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+        by_sets, by_units = jax.grad(lambda a, b, t=step: shape.summed(a, b, jnp.asarray(t)).sum(), (0, 1))(
+            jnp.asarray(sets), jnp.asarray(own)
+        )
+        members = np.array([len(h.members(i)) for i in range(len(h.parent))])
+        np.testing.assert_array_equal(by_sets, np.where((h.depth > 0) & (h.depth <= coarsest), members, 0))
+        np.testing.assert_array_equal(by_units, np.full(12, float(step >= 150)))
 
 
 def test_levels_join_from_coarse_to_fine():
@@ -50,10 +72,17 @@ def test_the_planted_head_stays_open(planted):
     assert units.label(int(np.argmax(found.values))) == "head 0.1"
     n = behaviour["attribution"].n
     assert (found.forwards, found.backwards) == (2 * n + 120 * min(4, n), 120 * min(4, n))
+    added = tree_scores(
+        model, behaviour, units, h, np.arange(units.n), kind="topk", how=Learning(steps=60, batch=4), ablation="zero"
+    )
+    assert units.label(int(np.argmax(added.values))) == "head 0.1"
+    assert (found.method, added.method) == ("tree pruning", "tree topk")
     some = tree_scores(
         model, behaviour, units, from_levels(2, []), np.array([1, 2]), how=Learning(steps=5), start=np.arange(3.0)
     )
     assert some.values[0] == -1e9
+    with pytest.raises(InputError, match="unknown"):
+        tree_scores(model, behaviour, units, h, np.arange(units.n), kind="best")  # type: ignore
     for numbers, start, words in ((np.array([1, 1, 2]), None, "different"), (np.arange(3), np.zeros(2), "shape")):
         with pytest.raises(InputError, match=words):
             tree_scores(model, behaviour, units, from_levels(3, []), numbers, start=start)
