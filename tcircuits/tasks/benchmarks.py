@@ -87,9 +87,23 @@ def winogrande(rng: np.random.Generator, held_out: bool, shots: int = 0) -> Exam
     return example_of("winogrande", prompt, right, wrong, "", other, {"sentence": question["sentence"]})
 
 
-def hellaswag(rng: np.random.Generator, held_out: bool, shots: int = 0) -> Example:
-    """Which of four endings goes on with a text."""
-    rows = _questions("hellaswag")
+@cache
+def _up_to(longest: int) -> tuple[Question, ...]:
+    """HellaSwag's questions of at most so many characters.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = tuple(q for q in _questions("hellaswag") if len(q["query"]) <= longest)
+    if not found:
+        least = min(len(q["query"]) for q in _questions("hellaswag"))
+        raise InputError(f"longest={longest}: HellaSwag's shortest question has {least} characters")
+    return found
+
+
+def hellaswag(rng: np.random.Generator, held_out: bool, shots: int = 0, longest: int | None = None) -> Example:
+    """Which of four endings goes on with a text; `longest` is the most characters that a question may have."""
+    rows = _questions("hellaswag") if longest is None else _up_to(longest)
     question = rows[int(rng.integers(len(rows)))]
     gold = int(question["gold"])
     swapped = int((gold + rng.integers(1, len(LETTERS))) % len(LETTERS))

