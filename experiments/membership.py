@@ -24,6 +24,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
 from scipy.optimize import minimize
 from scipy.stats import rankdata, spearmanr
@@ -202,12 +203,15 @@ def main(cfg: Config) -> None:
                 continue
             all_.append(found)
             say(f"{model.name}, {task}: {len(found.effect)} nodes, {np.isfinite(found.sample.effect).sum()} sets")
+        jax.clear_caches()  # programs of six models would take more maps of memory than a process may have
     graphs, each = time.process_time() - start, []
     of = [b.model if cfg.models else b.task for b in all_]
     for held in dict.fromkeys(of):
         inside = [x == held for x in of]
         others, tests = ([b for b, x in zip(all_, inside, strict=True) if x == side] for side in (False, True))
         each += held_out(cfg, held, others, tests)
+        if cfg.models:
+            jax.clear_caches()
         say(f"{held} held out")
         rows = summary(each)
         cost = {"graphs_and_measuring": graphs, "training": time.process_time() - start - graphs}
