@@ -61,12 +61,12 @@ def gemma() -> tuple[tc.Model, tc.Transcoders, np.ndarray]:
     return model, tc.Transcoders(c, "random-jumprelu", w_enc, b_enc, w_dec, b_dec, threshold, None), tokens
 
 
-def exchange(path: Path, model: tc.Model, d: tc.Transcoders, tokens: np.ndarray) -> None:
-    """Write everything that the rival needs, under our names."""
+def exchange(path: Path, model: tc.Model, d: tc.Transcoders, tokens: np.ndarray, **more: np.ndarray) -> None:
+    """Write everything that the rival needs, under our names, and what else it is told."""
     named = {jax.tree_util.keystr(k, simple=True, separator="."): x for k, x in jax.tree.leaves_with_path(model.params)}
     arrays = {f"d.{name}": getattr(d, name) for name in ("w_enc", "b_enc", "w_dec", "b_dec")}
     everything = {k: np.asarray(x) for k, x in (named | arrays).items()}
-    np.savez(path, allow_pickle=False, cfg=np.array(json.dumps(asdict(model.cfg))), tokens=tokens, **everything)
+    np.savez(path, allow_pickle=False, cfg=np.array(json.dumps(asdict(model.cfg))), tokens=tokens, **everything, **more)
 
 
 def least_flops(cfg: ModelConfig, graph: tc.Graph, n_active: np.ndarray) -> float:

@@ -6,15 +6,19 @@ that neither the package nor its type checker ever sees them.
 
     PYTHON -m experiments.bench.rival_circuit_tracer EXCHANGE.npz ADJACENCY.npy BATCHES REPEATS DEVICE
 
-reads the model from EXCHANGE.npz (Llama-like, per-layer ReLU transcoders from `mlp_in` to `mlp_out`), writes the
-adjacency matrix and, beside it, `.nodes.npy` (the features' layer, position, index), and prints one JSON object.
+reads the model from EXCHANGE.npz (Llama-like, per-layer ReLU transcoders from `mlp_in` to `mlp_out`, or TopK ones where
+the file has `k`), writes the adjacency matrix and, beside it, `.nodes.npy` (the features' layer, position, index), and
+prints one JSON object. Where the file has `max_features`, so many get rows, only what the logits have from errors and
+tokens is written of the matrix, and what the machine has no memory for is reported with what it said.
 """
 
 import importlib
 import importlib.metadata
 import json
+import resource
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,7 +59,7 @@ def weights(cfg: SimpleNamespace, stored: dict[str, np.ndarray]) -> dict[str, np
     """Weights under the other library's names."""
     out = {
         "embed.W_E": stored["embed"],
-        "unembed.old_unembed.W_U": stored["unembed"],
+        "unembed.old_unembed.W_U": stored["unembed"] if "unembed" in stored else stored["embed"].T,
         "ln_final.w": stored["final_norm.w"],
     }
     grouped = "_" if cfg.n_kv_heads < cfg.n_heads else ""
@@ -73,10 +77,12 @@ def weights(cfg: SimpleNamespace, stored: dict[str, np.ndarray]) -> dict[str, np
 def transcoders(cfg: SimpleNamespace, stored: dict[str, np.ndarray]) -> Any:
     """The per-layer transcoders."""
     torch, module = importlib.import_module("torch"), importlib.import_module("circuit_tracer.transcoder")
-    layers = {}
+    layers, act = {}, torch.nn.functional.relu
+    if "k" in stored:
+        act = importlib.import_module("circuit_tracer.transcoder.activation_functions").TopK(int(stored["k"]))
     for layer in range(cfg.n_layers):
         sizes = (cfg.d_model, stored["d.w_enc"].shape[1])
-        t = module.SingleLayerTranscoder(*sizes, torch.nn.functional.relu, layer, False, dtype=torch.float32)
+        t = module.SingleLayerTranscoder(*sizes, act, layer, False, dtype=torch.float32)
         for theirs, ours in (("W_enc", "w_enc"), ("b_enc", "b_enc"), ("W_dec", "w_dec"), ("b_dec", "b_dec")):
             getattr(t, theirs).data = torch.tensor(stored[f"d.{ours}"][layer])
         layers[layer] = t
@@ -117,15 +123,32 @@ def timed(f: Any, repeats: int) -> tuple[float, Any]:
     return min(seconds), value
 
 
+def read(exchange: str) -> tuple[SimpleNamespace, dict[str, np.ndarray]]:
+    """The model's configuration, and everything else."""
+    with np.load(exchange, allow_pickle=False) as file:
+        stored = {name: file[name] for name in file.files}
+    return SimpleNamespace(**json.loads(str(stored["cfg"]))), stored
+
+
+def about(graph: Any) -> dict[str, Any]:
+    """What made a graph, and its nodes."""
+    torch = importlib.import_module("torch")
+    return {
+        "nodes": int(graph.adjacency_matrix.shape[0]),
+        "threads": torch.get_num_threads(),
+        "versions": {"torch": torch.__version__, "circuit-tracer": importlib.metadata.version("circuit-tracer")},
+    }
+
+
 def main(exchange: str, adjacency: str, batches: list[int], repeats: int, device: str) -> dict[str, Any]:
     """Attribute and prune, at every batch size."""
     torch = importlib.import_module("torch")
     attribute = importlib.import_module("circuit_tracer").attribute
     prune = importlib.import_module("circuit_tracer.graph").prune_graph
-    with np.load(exchange, allow_pickle=False) as file:
-        stored = {name: file[name] for name in file.files}
-    cfg = SimpleNamespace(**json.loads(str(stored["cfg"])))
+    cfg, stored = read(exchange)
     model, tokens = build(cfg, stored, device), torch.tensor(stored["tokens"]).to(device)
+    if "max_features" in stored:
+        return limited(model, tokens, int(stored["max_features"]), batches, adjacency)
     by_batch, graph = {}, None
     for batch in batches:
         by_batch[str(batch)], graph = timed(lambda b=batch: attribute(tokens, model, batch_size=b), repeats)
@@ -136,13 +159,36 @@ def main(exchange: str, adjacency: str, batches: list[int], repeats: int, device
         adjacency.removesuffix(".npy") + ".nodes.npy",
         graph.active_features[graph.selected_features].int().cpu().numpy(),
     )
-    return {
-        "seconds_by_batch": by_batch,
-        "prune": pruning,
-        "nodes": int(graph.adjacency_matrix.shape[0]),
-        "threads": torch.get_num_threads(),
-        "versions": {"torch": torch.__version__, "circuit-tracer": importlib.metadata.version("circuit-tracer")},
-    }
+    return {"seconds_by_batch": by_batch, "prune": pruning} | about(graph)
+
+
+def limited(model: Any, tokens: Any, max_features: int, batches: list[int], rows: str) -> dict[str, Any]:
+    """Rows for some features, batches from the largest on until one fits in this machine's memory; then pruning."""
+    attribute = importlib.import_module("circuit_tracer").attribute
+    prune = importlib.import_module("circuit_tracer.graph").prune_graph
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    size = int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (size, size))  # an error instead of a killed process
+    found: dict[str, Any] = {"seconds_by_batch": {}, "failed": {}}
+    for batch in sorted(batches, reverse=True):
+        try:
+            seconds, graph = timed(
+                lambda b=batch: attribute(tokens, model, batch_size=b, max_feature_nodes=max_features), 1
+            )
+        except (MemoryError, RuntimeError) as error:
+            found["failed"][str(batch)] = str(error)[-200:]
+            continue
+        found["seconds_by_batch"][str(batch)] = seconds
+        found |= about(graph) | {"n_active": int(graph.active_features.shape[0]), "prune": None}
+        n, k = len(graph.selected_features), len(graph.logit_targets)
+        np.save(rows, graph.adjacency_matrix[-k:, n:-k].cpu().numpy())
+        found["features"] = graph.active_features[graph.selected_features].int().tolist()
+        try:
+            found["prune"] = timed(lambda g=graph: prune(g, 0.8, 0.98), 1)[0]
+        except (MemoryError, RuntimeError) as error:
+            found["failed"]["prune"] = str(error)[-200:]
+        break
+    return found
 
 
 if __name__ == "__main__":
