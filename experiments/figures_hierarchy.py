@@ -52,12 +52,26 @@ def coarsening_rows() -> list[Row]:
 
 def network_rows() -> list[Row]:
     """The membership network against what needs no training."""
-    rows = {r["by"]: r for r in read("membership")["figures"]["rows"]}
-    what = f"which nodes of a behaviour held out matter ({len(read('membership')['config']['tasks'])} of `tiny`), AUROC"
-    parts = [
-        _gained(name, r["auroc"], r["auroc gain"]) for name, r in rows.items() if name not in ("|score|", "degree")
+    behaviours, models = (read(name) for name in ("membership", "membership_models"))
+    n, several = len(behaviours["config"]["tasks"]), len(models["config"]["models"])
+    each = len({(r["model"], r["task"]) for r in models["figures"]["each"]})
+    return [
+        (
+            f"which nodes of a behaviour held out matter ({n} of `tiny`), AUROC",
+            _gains(behaviours),
+            "experiments.membership",
+        ),
+        (
+            f"which neurons and heads of a model held out matter ({several} small models, {each} graphs), AUROC",
+            _gains(models),
+            "experiments.membership --models MODEL...",
+        ),
     ]
-    return [(what, ", ".join(parts), "experiments.membership")]
+
+
+def _gains(result: dict[str, Any]) -> str:
+    rows = [r for r in result["figures"]["rows"] if r["by"] not in ("|score|", "degree")]
+    return ", ".join(_gained(r["by"], r["auroc"], r["auroc gain"]) for r in rows)
 
 
 def topology_rows() -> list[Row]:

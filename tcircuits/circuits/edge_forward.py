@@ -10,9 +10,13 @@ refused (`edges_of`).
 
 What a run's writers wrote is kept as `Written`, in the heads' own width: [L, T, H, K] instead of a vector as wide as
 the model for every head.
+
+On its way back a run keeps what its writers added beyond the reference once, [W, T, D], not once a layer: what a layer
+heard are the rows of the writers before it. Each layer is computed anew there, one third more work (`swept`).
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -96,7 +100,7 @@ def run(
     mask: dict[str, Array],
     reference: Written,
 ) -> Float[Array, "T V"]:
-    """Logits of one sequence under a mask of edges.
+    """Logits of one sequence under a mask of edges, with derivatives by the mask alone.
 
     Args:
         cfg: sizes and switches (static).
@@ -111,53 +115,100 @@ def run(
     view, rope = View(positions, positions, valid), rope_tables(cfg, positions, params.embed.dtype)
     x = embed(cfg, params, tokens, positions)
     other = vectors(params, reference).astype(x.dtype)
-    gap = jnp.zeros_like(other).at[0].set(x - other[0])  # of the writers so far; the rest count as zero
-
-    def step(carry: Any, item: Any) -> tuple[Any, None]:
-        gap, total = carry
-        layer, block, kind, row = item
-        return _layer(cfg, edges, block, kind, rope, view, layer, row, gap, total, other), None
-
-    items = (jnp.arange(cfg.n_layers), params.blocks, layer_kinds(cfg), mask["layers"].astype(x.dtype))
-    (gap, total), _ = jax.lax.scan(step, (gap, other[0]), items)
-    stream = total + jnp.einsum("W,WTD->TD", mask["logits"].astype(x.dtype), gap)
+    own = other[1:].reshape(cfg.n_layers, edges.per_layer, *x.shape)
+    total = other[0] + jnp.cumsum(own.sum(1), 0)  # the reference stream after each layer
+    layers = Layers(
+        params.blocks, layer_kinds(cfg), own, jnp.concatenate([other[:1], total[:-1]]), jnp.arange(cfg.n_layers)
+    )
+    fixed = jax.lax.stop_gradient((layers, rope, view, x - other[0]))
+    gap = swept(cfg, edges, mask["layers"].astype(x.dtype), *fixed)
+    stream = total[-1] + jnp.einsum("W,WTD->TD", mask["logits"].astype(x.dtype), gap)
     return logits_from(cfg, params, stream, Tap((), (), 0, positions))
 
 
-def _layer(
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Layers:
+    """What the layers are made of, stacked: weights, kinds, their writers' reference, the reference stream before."""
+
+    block: Block
+    kind: LayerKind
+    own: Float[Array, "L P T D"]
+    total: Float[Array, "L T D"]
+    number: Int[Array, " L"]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def swept(
     cfg: ModelConfig,
     edges: Edges,
-    p: Block,
-    kind: LayerKind,
+    mask: Float[Array, "L R W"],
+    layers: Layers,
     rope: Any,
     view: View,
-    layer: Array,
+    first: Float[Array, "T D"],
+) -> Float[Array, "W T D"]:
+    """What each writer adds beyond its reference, under a mask; `first` is that of the embedding."""
+
+    def step(gap: Array, item: tuple[Array, Layers]) -> tuple[Array, None]:
+        rows = _written(cfg, edges, item[0], gap, item[1], rope, view)
+        return jax.lax.dynamic_update_slice_in_dim(gap, rows, 1 + item[1].number * edges.per_layer, 0), None
+
+    begun = jnp.zeros((edges.n_writers, *first.shape), first.dtype).at[0].set(first)  # the rest count as zero so far
+    return jax.lax.scan(step, begun, (mask, layers))[0]
+
+
+def _swept(cfg: ModelConfig, edges: Edges, mask: Array, layers: Layers, rope: Any, view: View, first: Array) -> Any:
+    gap = swept(cfg, edges, mask, layers, rope, view, first)
+    return gap, (gap, mask, layers, rope, view)
+
+
+def _back(cfg: ModelConfig, edges: Edges, kept: Any, slope: Float[Array, "W T D"]) -> Any:
+    """Derivatives by the mask, layer by layer from the last; `slope` gathers those by each writer."""
+    gap, mask, layers, rope, view = kept
+    writer = jnp.arange(edges.n_writers)[:, None, None]
+
+    def step(slope: Array, item: tuple[Array, Layers]) -> tuple[Array, Array]:
+        place = 1 + item[1].number * edges.per_layer
+
+        def written(mask: Array, gap: Array) -> Array:
+            return _written(cfg, edges, mask, gap, item[1], rope, view)
+
+        _, back = jax.vjp(written, item[0], jnp.where(writer < place, gap, 0))
+        by_mask, by_gap = back(jax.lax.dynamic_slice_in_dim(slope, place, edges.per_layer))
+        return slope + by_gap, by_mask
+
+    return jax.lax.scan(step, slope, (mask, layers), reverse=True)[1], None, None, None, None
+
+
+swept.defvjp(_swept, _back)
+
+
+def _written(
+    cfg: ModelConfig,
+    edges: Edges,
     mask: Float[Array, "R W"],
     gap: Float[Array, "W T D"],
-    total: Float[Array, "T D"],
-    other: Float[Array, "W T D"],
-) -> tuple[Array, Array]:
-    """One layer: its writers' gaps put in their places, and the reference stream after it.
-
-    `total` is the reference stream before the layer: the sum of all reference writers so far, biases in them.
-    """
-    H, G, first = cfg.n_heads, cfg.n_kv_heads, 1 + layer * edges.per_layer
-    q, k, v = projections(cfg, p, total + jnp.einsum("RW,WTD->RTD", mask[: H + 2 * G], gap))
+    at: Layers,
+    rope: Any,
+    view: View,
+) -> Float[Array, "P T D"]:
+    """What one layer's writers add beyond their reference, of the gaps of those before it."""
+    H, G, p = cfg.n_heads, cfg.n_kv_heads, at.block
+    q, k, v = projections(cfg, p, at.total + jnp.einsum("RW,WTD->RTD", mask[: H + 2 * G], gap))
     if rope is not None:
-        cos, sin = layer_rope(cfg, kind, rope)
+        cos, sin = layer_rope(cfg, at.kind, rope)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    z = mix(cfg, attention_pattern(cfg, q, k, view.allowed(cfg, kind.window)), v)
-    wrote = layer_vectors(p, z, None, jnp.ones(len(total), z.dtype))
-    own = jax.lax.dynamic_slice_in_dim(other, first, H)
-    gap = jax.lax.dynamic_update_slice_in_dim(gap, (wrote - own).astype(gap.dtype), first, 0)
-    after = total + own.sum(0)
+    z = mix(cfg, attention_pattern(cfg, q, k, view.allowed(cfg, at.kind.window)), v)
+    heads = (layer_vectors(p, z, None, jnp.ones(len(at.total), z.dtype)) - at.own[:H]).astype(gap.dtype)
     if edges.attn_only or p.mlp is None:
-        return gap, after
-    heard = (total if cfg.parallel else after) + jnp.einsum("W,WTD->TD", mask[-1], gap)
-    wrote = mlp(cfg, p.mlp, normalise(cfg, p.norm2, heard, None))
-    own = jax.lax.dynamic_index_in_dim(other, first + H, keepdims=False)
-    gap = jax.lax.dynamic_update_index_in_dim(gap, (wrote - own).astype(gap.dtype), first + H, 0)
-    return gap, after + own
+        return heads
+    heard = at.total + jnp.einsum("W,WTD->TD", mask[-1], gap)
+    if not cfg.parallel:
+        mine = jax.lax.dynamic_slice_in_dim(mask[-1], 1 + at.number * edges.per_layer, H)
+        heard = heard + at.own[:H].sum(0) + jnp.einsum("H,HTD->TD", mine, heads)
+    wrote = mlp(cfg, p.mlp, normalise(cfg, p.norm2, heard, None)) - at.own[H]
+    return jnp.concatenate([heads, wrote.astype(gap.dtype)[None]])
 
 
 def projections(cfg: ModelConfig, p: Block, heard: Float[Array, "R T D"]) -> tuple[Array, Array, Array]:

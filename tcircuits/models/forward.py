@@ -88,6 +88,7 @@ class LayerKind(NamedTuple):
     rotates: Bool[Array, "*L"]
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class View:
     """Where the queries of one pass stand and which keys they may see."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.toys import random_model
+from tcircuits.circuits import edge_forward
 from tcircuits.circuits.circuit import Circuit, load_circuit, save_circuit
 from tcircuits.circuits.edges import Edges, edges_of
 from tcircuits.circuits.running import run_circuits
@@ -206,3 +207,24 @@ def test_edges_are_numbered_named_and_refused(x64, tmp_path):
 def test_the_number_of_edges_is_that_of_the_pairs(sizes, switches):
     units = Edges(*sizes, *switches)
     assert units.n == len(units.pairs) == units.allowed.sum()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "neox", "llama", "qwen3"])
+def test_derivatives_by_the_mask_are_those_of_the_plain_loop(family, x64, monkeypatch):
+    """Layers computed anew on the way back, against JAX's own derivative of the scan, and a finite difference."""
+    model = sized(family)
+    cfg, edges = model.cfg, edges_of(model.cfg)
+    tokens, valid = jnp.array([0, 3, 1, 2, 5, 4]), jnp.array([False, True, True, True, True, True])
+    reference = edge_forward.record(cfg, model.params, tokens[::-1], valid)[1]
+    rng = np.random.default_rng(0)
+    mask, by = jnp.asarray(rng.uniform(size=edges.n)), rng.normal(size=edges.n)
+
+    def metric(m):
+        logits = edge_forward.run(cfg, model.params, edges, tokens, valid, edges.split(m), reference)
+        return jnp.sin(logits[-1]).sum()
+
+    found = jax.grad(metric)(mask)
+    near = (metric(mask + 1e-5 * by) - metric(mask - 1e-5 * by)) / 2e-5
+    assert found @ by == pytest.approx(float(near), rel=1e-7)  # the difference's own error is about 1e-10 of it
+    monkeypatch.setattr(edge_forward, "swept", edge_forward.swept.fun)
+    np.testing.assert_allclose(found, jax.grad(metric)(mask), rtol=1e-9, atol=1e-12)
