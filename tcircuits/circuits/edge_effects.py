@@ -119,4 +119,4 @@ def _patched(
     _, heard = run(s.cfg, params, d, s.units, tokens, valid, mask, alone, clean, "clean")
     rest = {kind: 1.0 - a for kind, a in target.items()}
     changed = replace(reference, feature=heard.feature)
-    return run(s.cfg, params, d, s.units, tokens, valid, rest, changed, clean, s.errors)[0][p["at"]]
+    return run(s.cfg, params, d, s.units, tokens, valid, rest, changed, clean, s.errors, p["at"])[0]

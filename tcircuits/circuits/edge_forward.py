@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 
 from tcircuits.circuits.edges import Edges
+from tcircuits.circuits.forward import read_out
 from tcircuits.models.config import ModelConfig
 from tcircuits.models.forward import (
     LayerKind,
-    Tap,
     View,
     attention_pattern,
     embed,
@@ -34,7 +34,6 @@ from tcircuits.models.forward import (
     head_norm,
     layer_kinds,
     layer_rope,
-    logits_from,
     mix,
     mlp,
     normalise,
@@ -99,7 +98,8 @@ def run(
     valid: Bool[Array, " T"],
     mask: dict[str, Array],
     reference: Written,
-) -> Float[Array, "T V"]:
+    at: Int[Array, ""] | None = None,
+) -> Float[Array, "*T V"]:
     """Logits of one sequence under a mask of edges, with derivatives by the mask alone.
 
     Args:
@@ -110,6 +110,7 @@ def run(
         valid: which are tokens.
         mask: of `Edges.split`.
         reference: what a reader hears of a writer outside.
+        at: the only position whose logits are wanted, [V].
     """
     positions = jnp.maximum(jnp.cumsum(valid) - 1, 0)
     view, rope = View(positions, positions, valid), rope_tables(cfg, positions, params.embed.dtype)
@@ -123,7 +124,7 @@ def run(
     fixed = jax.lax.stop_gradient((layers, rope, view, x - other[0]))
     gap = swept(cfg, edges, mask["layers"].astype(x.dtype), *fixed)
     stream = total[-1] + jnp.einsum("W,WTD->TD", mask["logits"].astype(x.dtype), gap)
-    return logits_from(cfg, params, stream, Tap((), (), 0, positions))
+    return read_out(cfg, params, stream, positions, at)
 
 
 @jax.tree_util.register_dataclass

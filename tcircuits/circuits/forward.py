@@ -86,7 +86,8 @@ def run(
     reference: Values | None = None,
     clean: Values | None = None,
     errors: Errors = "keep",
-) -> tuple[Float[Array, "T V"], Values]:
+    at: Int[Array, ""] | None = None,
+) -> tuple[Float[Array, "*T V"], Values]:
     """Logits of one sequence under a mask, and what its units were worth before the mask.
 
     Args:
@@ -100,6 +101,8 @@ def run(
         reference: what masked units are worth.
         clean: of the model's own run on this sequence; for `errors="clean"`.
         errors: see the module's docstring (static).
+        at: the only position whose logits are wanted: [V]. Unembedding all would be a fifth to half of a small model's
+            work, and its largest array.
     """
     positions = jnp.maximum(jnp.cumsum(valid) - 1, 0)
     view, rope = View(positions, positions, valid), rope_tables(cfg, positions, params.embed.dtype)
@@ -124,9 +127,17 @@ def run(
     mixed = {kind: (None, None) if mask is None else _by_layer(kind, mask[kind], reference) for kind in whole}
     layers = (params.blocks, jnp.arange(cfg.n_layers), layer_kinds(cfg), mixed)
     (x, _), (kept, record) = jax.lax.scan(step, (x, hook.state if hook else ()), layers)
-    logits = logits_from(cfg, params, x, Tap((), (), 0, positions))
+    logits = read_out(cfg, params, x, positions, at)
     f, error = (None, None) if hook is None else jax.tree.map(lambda a: a[jnp.asarray(units.layers)], record)
     return logits, Values(kept.get("z"), kept.get("attn_out"), kept.get("mlp_out"), f, error)
+
+
+def read_out(
+    cfg: ModelConfig, params: Params, x: Float[Array, "T D"], positions: Array, at: Int[Array, ""] | None
+) -> Float[Array, "*T V"]:
+    """Logits of a stream, at one position or at all."""
+    tap = Tap((), (), 0, positions)
+    return logits_from(cfg, params, x, tap) if at is None else logits_from(cfg, params, x[at][None], tap)[0]
 
 
 def _kept_bytes(cfg: ModelConfig, d: Transcoders | None, length: int) -> float:

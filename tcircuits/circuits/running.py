@@ -210,28 +210,29 @@ def runs_program(
 
 
 def record(
-    s: Setting, params: Params, d: Any, tokens: Int[Array, " T"], valid: Bool[Array, " T"]
-) -> tuple[Float[Array, "T V"], Worth]:
-    """Logits of the model itself, and what its units are worth."""
+    s: Setting, params: Params, d: Any, tokens: Int[Array, " T"], valid: Bool[Array, " T"], at: Int[Array, ""]
+) -> tuple[Float[Array, " V"], Worth]:
+    """Logits of the model itself at a position, and what its units are worth."""
     if isinstance(s.units, Edges):
-        return edge_forward.record(s.cfg, params, tokens, valid)
-    return run(s.cfg, params, d, s.units, tokens, valid)
+        logits, written = edge_forward.record(s.cfg, params, tokens, valid)
+        return logits[at], written
+    return run(s.cfg, params, d, s.units, tokens, valid, at=at)
 
 
 def both(
     s: Setting, params: Params, d: Any, mean: Worth | None, p: dict[str, Array]
 ) -> tuple[Float[Array, " V"], Worth, Worth]:
     """The model's logits at a prompt's answer, what its units are worth there, and their reference values."""
-    logits, clean = record(s, params, d, p["clean"], p["valid"])
+    logits, clean = record(s, params, d, p["clean"], p["valid"], p["at"])
     match s.ablation:
         case "resample":
-            reference = record(s, params, d, p["other"], p["valid"])[1]
+            reference = record(s, params, d, p["other"], p["valid"], p["at"])[1]
         case "mean":
             assert mean is not None
             reference = jax.tree.map(_aligned, mean, clean)
         case "zero":
             reference = jax.tree.map(jnp.zeros_like, clean)
-    return logits[p["at"]], clean, reference
+    return logits, clean, reference
 
 
 def _aligned(mean: Float[Array, "L M *X"], own: Float[Array, "L T *X"]) -> Float[Array, "L T *X"]:
@@ -248,11 +249,11 @@ def masked(
     by_kind = s.units.split(mask)
     if isinstance(s.units, Edges):
         assert isinstance(reference, Written)
-        return edge_forward.run(s.cfg, params, s.units, p["clean"], p["valid"], by_kind, reference)[p["at"]]
+        return edge_forward.run(s.cfg, params, s.units, p["clean"], p["valid"], by_kind, reference, p["at"])
     assert isinstance(clean, Values)
     assert isinstance(reference, Values)
-    logits, _ = run(s.cfg, params, d, s.units, p["clean"], p["valid"], by_kind, reference, clean, s.errors)
-    return logits[p["at"]]
+    given = (p["clean"], p["valid"], by_kind, reference, clean, s.errors, p["at"])
+    return run(s.cfg, params, d, s.units, *given)[0]
 
 
 def judged(s: Setting, logits: Float[Array, " V"], own: Float[Array, " V"], p: dict[str, Array]) -> Answers:
@@ -295,7 +296,7 @@ def mean_values(
 @partial(jax.jit, static_argnames="s")
 def _sums(s: Setting, params: Params, d: Any, prompts: dict[str, Array], fresh: Bool[Array, " N"]) -> Worth:
     with jax.default_matmul_precision("highest"):
-        values = jax.vmap(lambda p: record(s, params, d, p["clean"], p["valid"])[1])(prompts)
+        values = jax.vmap(lambda p: record(s, params, d, p["clean"], p["valid"], p["at"])[1])(prompts)
     weight = prompts["valid"] & fresh[:, None]
     return jax.tree.map(
         lambda a: jnp.einsum("NT,NLT...->LT...", weight.astype(a.dtype), a, precision="highest"), values
