@@ -93,7 +93,8 @@ def _gained(name: str, value: float, gain: dict[str, Any]) -> str:
     return f"{name} {value:.3f}{beside}"
 
 
-SHOWN = ("ig", "ig, elimination", "topk", "topk, long", "gates on sound", "groups on sound", "groups on random")
+SHOWN = ("ig", "ig, elimination", "topk", "topk, long", "gates on sound", "topk on sound", "topk on random")
+SHOWN += ("topk on sound, ig as prior", "groups on sound", "groups on random")
 SHOWN += ("groups on faithful, ig as prior", "groups on sound, ig as prior")
 
 
@@ -202,7 +203,7 @@ def _stages() -> Row:
 def extracted_rows() -> list[Row]:
     """What extraction takes and finds."""
     rows: list[Row] = []
-    for suite in ("", "positions", "smollm2"):
+    for suite in ("", "positions", "smollm2", "benchmarks"):
         found = read("_".join(filter(None, ("extraction", suite))))["figures"]["rows"]
         rows += [_extracted(r, suite) for r in found if not r["refused"] or "own" in r]
     return rows
@@ -220,7 +221,8 @@ def _extracted(r: dict[str, Any], suite: str) -> Row:
         text += f"{100 * own['nothing_agrees']:.0f} % of {own['prompts']} prompts"
         if other:
             text += f"; of its own choices, all else at zero, {other['kept']} units in {other['total']:.0f} s: "
-            text += f"F {other['faithfulness']['value']:.2f}, phi {other['phi']['value']:.2f}"
+            text += f"F {other['faithfulness']['value']:.2f}, phi {other['phi']['value']:.2f}; "
+            text += f"random {other['nulls']['faithfulness_95']:.2f}, {other['nulls']['phi_95']:.2f}"
         return what + "refused", text, command
     f, phi, n = r["faithfulness"], r["phi"], r["nulls"]
     found = f"{r['total']:.0f} s with loading, compiling and test; F {f['value']:.2f} [{f['low']:.2f}, {f['high']:.2f}]"
