@@ -1,5 +1,7 @@
 """Masks on a tree: products and sums against a loop, when levels join, the planted head found, bad input."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,8 +83,9 @@ def test_the_planted_head_stays_open(planted):
         model, behaviour, units, from_levels(2, []), np.array([1, 2]), how=Learning(steps=5), start=np.arange(3.0)
     )
     assert some.values[0] == -1e9
+    unknown: Any = "best"
     with pytest.raises(InputError, match="unknown"):
-        tree_scores(model, behaviour, units, h, np.arange(units.n), kind="best")  # type: ignore
+        tree_scores(model, behaviour, units, h, np.arange(units.n), kind=unknown)
     for numbers, start, words in ((np.array([1, 1, 2]), None, "different"), (np.arange(3), np.zeros(2), "shape")):
         with pytest.raises(InputError, match=words):
             tree_scores(model, behaviour, units, from_levels(3, []), numbers, start=start)
