@@ -19,7 +19,7 @@ from experiments.figures_dictionaries import (
     truth_rows,
 )
 from experiments.figures_hierarchy import tree_rows
-from experiments.figures_speed import extraction_rows, speed_rows
+from experiments.figures_speed import edge_rows, extraction_rows, speed_rows
 from experiments.reading import RESULTS, Row, read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -204,6 +204,7 @@ def table() -> str:
         *circuit_rows(),
         *tree_rows(),
         *extraction_rows(),
+        *edge_rows(),
     ]
     lines = ["| what | figure | command |", "|---|---|---|"]
     lines += [f"| {what} | {figure} | `python -m {where}` |" for what, figure, where in rows]

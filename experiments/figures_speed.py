@@ -97,3 +97,15 @@ def extraction_rows() -> list[Row]:
         text += f"{r['tflop']:,.0f} TFLOP a device, {r['chip_hours']:.2g} chip-hours"
         out.append((what, text, "experiments.plan_extraction"))
     return out
+
+
+def edge_rows() -> list[Row]:
+    """What methods over single edges take at the sizes of the second paper."""
+    out: list[Row] = []
+    rows = read("plan_edges")["figures"]["rows"]
+    for model in dict.fromkeys(r["model"] for r in rows):
+        mine = {r["method"]: r for r in rows if r["model"] == model}
+        what = f"methods over the {mine['acdc']['edges']:,} edges of {model} on one H100, 8 prompts of 64 tokens (estimate)"
+        parts = [f"{name} {r['device_gb']:.0f} GB, {r['hours']:.1g} hours" for name, r in mine.items()]
+        out.append((what, f"{'; '.join(parts)}; of {mine['acdc']['of_gb']:.0f} GB", "experiments.plan_edges"))
+    return out
