@@ -105,7 +105,13 @@ def edge_rows() -> list[Row]:
     rows = read("plan_edges")["figures"]["rows"]
     for model in dict.fromkeys(r["model"] for r in rows):
         mine = {r["method"]: r for r in rows if r["model"] == model}
-        what = f"methods over the {mine['acdc']['edges']:,} edges of {model} on one H100, 8 prompts of 64 tokens (estimate)"
-        parts = [f"{name} {r['device_gb']:.0f} GB, {r['hours']:.1g} hours" for name, r in mine.items()]
+        what = (
+            f"methods over the {mine['acdc']['edges']:,} edges of {model}, 8 prompts of 64 tokens, one H100 (estimate)"
+        )
+        parts = [f"{name} {r['device_gb']:.0f} GB, {_time(3600 * r['hours'])}" for name, r in mine.items()]
         out.append((what, f"{'; '.join(parts)}; of {mine['acdc']['of_gb']:.0f} GB", "experiments.plan_edges"))
     return out
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:,.0f} hours" if seconds >= 7200 else f"{seconds:,.0f} s"
