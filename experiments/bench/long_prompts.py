@@ -1,6 +1,7 @@
 """How long a prompt can be traced, in which memory, and how does time grow with it?
 
-    python -m experiments.bench.long_prompts [--rival-python PATH --rival-lengths 256 512 1024]
+    python -m experiments.bench.long_prompts
+    python -m experiments.bench.long_prompts --rival-python PATH
 
 Random weights in the shape of SmolLM2-135M (30 layers of width 576, 9 heads, 3 for keys and values, 49,152 tokens) with
 per-layer TopK transcoders of 4,608 features, 32 on at every layer and position: 7.9 million active ones at 8,192
@@ -15,9 +16,9 @@ is a process of its own, one call, compilation included.
   of the stage, over the best float32 product of the same process. Choosing 256 of millions costs as much as some 64
   rows from the top, which is not counted in it.
 
-`--rival-python` is an interpreter that has circuit-tracer (`tests/golden/make_circuit_tracer.py`): the same weights,
-prompt and number of features there, in the largest batch of `batches` that this machine has the memory for; one call
-of each, ours compiling. `rivals` has its seconds and memory; `worst_of_logits_rows` is the largest difference between
+The second is a result of its own, of shorter prompts and beside circuit-tracer, which the interpreter that is given has
+(`tests/golden/make_circuit_tracer.py`): the same weights, prompt and number of features there, in the largest batch of
+`batches` that this machine has the memory for; one call of each, ours compiling. `worst_of_logits_rows` is the largest difference between
 the logits' edges from errors and tokens, over their row's absolute sum; `chosen_by_both` counts features with rows in
 both graphs (each side chooses by its own estimate of influence).
 """
@@ -156,6 +157,14 @@ def rival(python: Path, cfg: Config, length: int) -> dict[str, Any]:
 
 def main(cfg: Config) -> None:
     """Measure, print, write; lengths that are done stay should a later one fail."""
+    if cfg.rival_python is not None:
+        rivals: list[dict[str, Any]] = []
+        for length in cfg.rival_lengths:
+            say(f"{length} tokens")
+            rivals.append(rival(cfg.rival_python, cfg, length))
+            save("bench.long_prompts", cfg, {"rows": rivals}, variant="rival")
+        show("circuit-tracer", [{k: v for k, v in r.items() if not isinstance(v, dict)} for r in rivals])
+        return
     rows: list[dict[str, Any]] = []
     for length in cfg.lengths:
         say(f"{length} tokens")
@@ -165,13 +174,6 @@ def main(cfg: Config) -> None:
             row["exponent"] = math.log(row["seconds"] / last["seconds"]) / math.log(length / last["tokens"])
         rows.append(row)
         save("bench.long_prompts", cfg, {"rows": rows})
-    if cfg.rival_python is not None:
-        rivals: list[dict[str, Any]] = []
-        for length in cfg.rival_lengths:
-            say(f"circuit-tracer, {length} tokens")
-            rivals.append(rival(cfg.rival_python, cfg, length))
-            save("bench.long_prompts", cfg, {"rows": rows, "rivals": rivals})
-        show("circuit-tracer", [{k: v for k, v in r.items() if not isinstance(v, dict)} for r in rivals])
     show("long prompts", [{k: v for k, v in row.items() if k != "stages"} for row in rows])
 
 
