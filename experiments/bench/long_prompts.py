@@ -18,9 +18,9 @@ is a process of its own, one call, compilation included.
 
 The second is a result of its own, of shorter prompts and beside circuit-tracer, which the interpreter that is given has
 (`tests/golden/make_circuit_tracer.py`): the same weights, prompt and number of features there, in the largest batch of
-`batches` that this machine has the memory for; one call of each, ours compiling. `worst_of_logits_rows` is the largest difference between
-the logits' edges from errors and tokens, over their row's absolute sum; `chosen_by_both` counts features with rows in
-both graphs (each side chooses by its own estimate of influence).
+`batches` that this machine has the memory for; one call of each, ours compiling. `worst_of_logits_rows` is the largest
+difference between the logits' edges from errors and tokens, over their row's absolute sum; `chosen_by_both` counts
+features with rows in both graphs (each side chooses by its own estimate of influence).
 """
 
 import json
@@ -163,7 +163,20 @@ def main(cfg: Config) -> None:
             say(f"{length} tokens")
             rivals.append(rival(cfg.rival_python, cfg, length))
             save("bench.long_prompts", cfg, {"rows": rivals}, variant="rival")
-        show("circuit-tracer", [{k: v for k, v in r.items() if not isinstance(v, dict)} for r in rivals])
+        names = (
+            "tokens",
+            "n_active",
+            "batch",
+            "seconds",
+            "peak_rss_gb",
+            "our_seconds",
+            "our_peak_rss_gb",
+            "times_faster",
+        )
+        show(
+            "circuit-tracer",
+            [{k: r.get(k) for k in (*names, "worst_of_logits_rows", "chosen_by_both")} for r in rivals],
+        )
         return
     rows: list[dict[str, Any]] = []
     for length in cfg.lengths:
