@@ -29,7 +29,7 @@ def speed_rows() -> list[Row]:
                 f"{100 * ours['fraction_of_peak']:.0f} % of the peak; {ours['peak_device_gb']:.0f} GB"
             )
             out.append((what, text, "experiments.bench.attribution --cases Gemma-2-2B"))
-    return [*out, *long_rows(), cross_layer_row(), *mesh_rows(), *precision_rows()]
+    return [*out, *long_rows(), long_rival_row(), cross_layer_row(), *mesh_rows(), *precision_rows()]
 
 
 def long_rows() -> list[Row]:
@@ -42,6 +42,23 @@ def long_rows() -> list[Row]:
     text += f"{last['patterns_gb']:.0f}, decoder rows {last['decoders_gb']:.0f}); "
     text += ", ".join(f"{r['tokens']:,} tokens {r['seconds']:.0f} s" for r in rows[:-1])
     return [(what, f"{text}; exponent {last['exponent']:.2f} at the end", "experiments.bench.long_prompts")]
+
+
+def long_rival_row() -> Row:
+    """The same shape beside circuit-tracer."""
+    found = read("bench_long_prompts_rival")
+    rows = [r for r in found["figures"]["rows"] if "seconds" in r]
+    busy = ", both beside other work" if found["hardware"]["load_average"] > found["hardware"]["cores"] else ""
+    what = (
+        f"prompts of that shape, {found['config']['max_features']} features with rows, against circuit-tracer 0.5.0 in "
+    )
+    what += f"the largest batch that fits, first call{busy}"
+    parts = [
+        f"{r['tokens']} tokens {r['our_seconds']:.0f} s against {r['seconds']:.0f}: {r['times_faster']:.0f}x, peak "
+        f"{r['our_peak_rss_gb']:.1f} GB against {r['peak_rss_gb']:.1f}"
+        for r in rows
+    ]
+    return what, "; ".join(parts), "experiments.bench.long_prompts --rival-python PATH"
 
 
 def cross_layer_row() -> Row:
