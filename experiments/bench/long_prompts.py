@@ -62,8 +62,8 @@ class Config:
     """Its batches, the largest first."""
 
 
-def build(length: int) -> tuple[tc.Model, tc.Transcoders, np.ndarray]:
-    """The model, its transcoders, a prompt of random tokens after the first."""
+def build(length: int, bos: bool = False) -> tuple[tc.Model, tc.Transcoders, np.ndarray]:
+    """The model, its transcoders, a prompt of random tokens, after a token 0 where `bos` asks for one."""
     cfg = replace(MODEL, n_ctx=max(MODEL.n_ctx, length))
     params = parameters.init(cfg, jax.random.key(0))
     L, D = cfg.n_layers, cfg.d_model
@@ -71,7 +71,8 @@ def build(length: int) -> tuple[tc.Model, tc.Transcoders, np.ndarray]:
     w_enc, w_dec = (jax.random.normal(k, (L, D_FEATURE, D)) * D**-0.5 for k in jax.random.split(jax.random.key(1)))
     zeros = jnp.zeros((L, D_FEATURE)), jnp.zeros((L, D))
     d = tc.Transcoders(c, "random-topk", w_enc, zeros[0], w_dec, zeros[1], None, None)
-    tokens = np.concatenate([[0], np.random.default_rng(2).integers(1, cfg.d_vocab, length - 1)])
+    tokens = np.random.default_rng(2).integers(int(bos), cfg.d_vocab, length - bos)
+    tokens = np.concatenate([[0], tokens]) if bos else tokens
     return tc.Model(cfg, params, None, "random-smollm2-135m"), d, tokens
 
 
@@ -81,7 +82,7 @@ def measure(length: int, max_features: int, shown: str | None = None) -> dict[st
     `shown`: position 0 is constant, as in circuit-tracer, the chosen features are listed, and a file of this name gets
     the rows of the logits over errors and tokens, [k, L T + T].
     """
-    model, d, tokens = build(length)
+    model, d, tokens = build(length, bos=shown is not None)
     jax.block_until_ready((model.params, d))
     before, times = peak_rss_gb(), tc.Timings()
     how: Any = {"max_features": max_features, "position_zero": "constant" if shown else "auto"}
@@ -127,7 +128,7 @@ def of_logits(graph: tc.Graph) -> np.ndarray:
 
 def given(path: str, length: int, max_features: int) -> None:
     """Write what circuit-tracer needs of a prompt."""
-    model, d, tokens = build(length)
+    model, d, tokens = build(length, bos=True)
     exchange(Path(path), model, d, tokens, k=np.array(K), max_features=np.array(max_features))
 
 

@@ -112,6 +112,7 @@ def run(
         reference: what a reader hears of a writer outside.
         at: the only position whose logits are wanted, [V].
     """
+    params, reference = jax.lax.stop_gradient((params, reference))
     positions = jnp.maximum(jnp.cumsum(valid) - 1, 0)
     view, rope = View(positions, positions, valid), rope_tables(cfg, positions, params.embed.dtype)
     x = embed(cfg, params, tokens, positions)
@@ -121,8 +122,7 @@ def run(
     layers = Layers(
         params.blocks, layer_kinds(cfg), own, jnp.concatenate([other[:1], total[:-1]]), jnp.arange(cfg.n_layers)
     )
-    fixed = jax.lax.stop_gradient((layers, rope, view, x - other[0]))
-    gap = swept(cfg, edges, mask["layers"].astype(x.dtype), *fixed)
+    gap = swept(cfg, edges, mask["layers"].astype(x.dtype), layers, rope, view, x - other[0])
     stream = total[-1] + jnp.einsum("W,WTD->TD", mask["logits"].astype(x.dtype), gap)
     return read_out(cfg, params, stream, positions, at)
 
@@ -130,7 +130,15 @@ def run(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Layers:
-    """What the layers are made of, stacked: weights, kinds, their writers' reference, the reference stream before."""
+    """The layers, stacked, as a pass under a mask takes them.
+
+    Attributes:
+        block: their weights.
+        kind: in what they differ.
+        own: what the P writers of each add to the stream in the reference run.
+        total: the reference stream before each.
+        number: of each.
+    """
 
     block: Block
     kind: LayerKind

@@ -101,8 +101,8 @@ def run(
         reference: what masked units are worth.
         clean: of the model's own run on this sequence; for `errors="clean"`.
         errors: see the module's docstring (static).
-        at: the only position whose logits are wanted: [V]. Unembedding all would be a fifth to half of a small model's
-            work, and its largest array.
+        at: the only position whose logits are wanted, [V]. Unembedding is 28 of the 134 million products that SmolLM2
+            needs for a token, and logits of all positions are its largest array.
     """
     positions = jnp.maximum(jnp.cumsum(valid) - 1, 0)
     view, rope = View(positions, positions, valid), rope_tables(cfg, positions, params.embed.dtype)

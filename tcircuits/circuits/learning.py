@@ -88,7 +88,7 @@ def learned_scores(
     Raises:
         InputError: an unknown kind, and what `run_circuits` refuses.
     """
-    kind_of(kind)
+    check_kind(kind)
     s, start = check(model, behaviour, units, dictionary, ablation, errors, split), time.perf_counter()
     n = behaviour[split].n
     (prompts,) = parts(model, behaviour[split], n)
@@ -98,7 +98,7 @@ def learned_scores(
     return UnitScores(kind, np.asarray(host(learned)), None, 2 * n + passes, passes, time.perf_counter() - start)
 
 
-def kind_of(kind: str) -> None:
+def check_kind(kind: str) -> None:
     """Refuse what is no kind.
 
     Raises:

@@ -82,7 +82,7 @@ def _words(model: Model, text: str) -> tuple[list[int], Int[np.ndarray, " T"]]:
 @partial(jax.jit, static_argnames="s")
 def _strengths(s: Setting, params: Any, d: Any, tokens: Array, valid: Array) -> Float[Array, "N T U"]:
     def one(tokens: Array, valid: Array) -> Array:
-        values = record(s, params, d, tokens, valid, jnp.asarray(0))[1]  # logits are not read
+        values = record(s, params, d, tokens, valid)[1]
         assert isinstance(values, Values)
         sites = {"head": values.z, "attn": values.attn, "mlp": values.mlp, "feature": values.feature}
         found = []

@@ -210,12 +210,17 @@ def runs_program(
 
 
 def record(
-    s: Setting, params: Params, d: Any, tokens: Int[Array, " T"], valid: Bool[Array, " T"], at: Int[Array, ""]
-) -> tuple[Float[Array, " V"], Worth]:
-    """Logits of the model itself at a position, and what its units are worth."""
+    s: Setting,
+    params: Params,
+    d: Any,
+    tokens: Int[Array, " T"],
+    valid: Bool[Array, " T"],
+    at: Int[Array, ""] | None = None,
+) -> tuple[Float[Array, "*T V"], Worth]:
+    """Logits of the model itself, at one position or at all, and what its units are worth."""
     if isinstance(s.units, Edges):
         logits, written = edge_forward.record(s.cfg, params, tokens, valid)
-        return logits[at], written
+        return logits if at is None else logits[at], written
     return run(s.cfg, params, d, s.units, tokens, valid, at=at)
 
 
@@ -226,7 +231,7 @@ def both(
     logits, clean = record(s, params, d, p["clean"], p["valid"], p["at"])
     match s.ablation:
         case "resample":
-            reference = record(s, params, d, p["other"], p["valid"], p["at"])[1]
+            reference = record(s, params, d, p["other"], p["valid"])[1]
         case "mean":
             assert mean is not None
             reference = jax.tree.map(_aligned, mean, clean)
@@ -296,7 +301,7 @@ def mean_values(
 @partial(jax.jit, static_argnames="s")
 def _sums(s: Setting, params: Params, d: Any, prompts: dict[str, Array], fresh: Bool[Array, " N"]) -> Worth:
     with jax.default_matmul_precision("highest"):
-        values = jax.vmap(lambda p: record(s, params, d, p["clean"], p["valid"], p["at"])[1])(prompts)
+        values = jax.vmap(lambda p: record(s, params, d, p["clean"], p["valid"])[1])(prompts)
     weight = prompts["valid"] & fresh[:, None]
     return jax.tree.map(
         lambda a: jnp.einsum("NT,NLT...->LT...", weight.astype(a.dtype), a, precision="highest"), values

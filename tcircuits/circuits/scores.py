@@ -203,7 +203,7 @@ def _sizes(
     """Mean size of each unit's value over a prompt's tokens (or at each position)."""
 
     def one(p: dict[str, Array]) -> Array:
-        values, valid = record(s, params, d, p["clean"], p["valid"], p["at"])[1], p["valid"]
+        values, valid = record(s, params, d, p["clean"], p["valid"])[1], p["valid"]
         if isinstance(s.units, Edges):
             assert isinstance(values, Written)
             size = jnp.sum(jnp.linalg.norm(vectors(params, values), axis=-1) * valid, -1) / jnp.sum(valid)

@@ -35,9 +35,9 @@ from tcircuits.circuits.learning import (
     RATES,
     Kind,
     Learning,
+    check_kind,
     divergence_of,
     hard_concrete,
-    kind_of,
     size_of,
     summing_to,
 )
@@ -94,7 +94,7 @@ def tree_scores(
         InputError: an unknown kind, units that are none or there twice, scores of another size, what `run_circuits`
             refuses.
     """
-    kind_of(kind)
+    check_kind(kind)
     check_hierarchy(h)
     if h.n != len(numbers) or len(np.unique(numbers)) != h.n or numbers.min() < 0 or numbers.max() >= units.n:
         raise InputError(f"units are not {h.n} different numbers in 0..{units.n - 1}, one a thing of the tree")
